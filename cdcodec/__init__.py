@@ -1,0 +1,90 @@
+"""cdcodec: an image codec with a conditional-diffusion decoder that writes real files.
+
+    import cdcodec
+    data = cdcodec.encode(image, lam=0.0128)            # PIL image or uint8 array -> bytes
+    image = cdcodec.decode(data, steps=17, gamma=0.8)   # bytes -> PIL image
+
+Importing it is cheap; PyTorch is loaded with the first model.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdcodec import errors
+from cdcodec.config import DEFAULT_LAMBDA
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from cdcodec.bits.container import Header
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "decode", "encode", "errors", "load_model", "read_header"]
+
+
+def encode(
+    image: Image | NDArray[np.uint8], lam: float = DEFAULT_LAMBDA, *, model: Any = None, strip: bool = False
+) -> bytes:
+    """Code a picture as the bytes of a .cdc file.
+
+    image: a PIL image of any mode, or a uint8 array (H, W), (H, W, 3) or (H, W, 4). Its ICC profile, EXIF, XMP and
+    alpha go into the file, the first three not with `strip`.
+    lam: λ; a larger one means a smaller file. Any value within the model's ladder.
+    model: what `load_model` gave; without, the weights that ship, loaded once.
+    Raises ImageError, WeightsError.
+    """
+    from PIL.Image import Image as PILImage
+
+    from cdcodec import codec
+    from cdcodec import image as pictures
+
+    picture = pictures.from_pil(image, strip=strip) if isinstance(image, PILImage) else pictures.from_array(image)
+    return codec.encode(picture.pixels, model or _shipped(None), lam, picture.chunks)
+
+
+def decode(
+    data: bytes,
+    *,
+    steps: int | None = None,
+    gamma: float | None = None,
+    seed: int = 0,
+    rho: float | None = None,
+    model: Any = None,
+) -> Image:
+    """Paint the picture of a .cdc file: a PIL image of the original's mode, with its metadata in `.info`.
+
+    steps: of the diffusion; 0 is the light head alone. gamma: strength of the noise it starts from; 0 is
+    deterministic, 0.8 gives texture. rho: 0 for fidelity to 0.9 for looks. None: the checkpoint's own default.
+    The same seed gives the same picture. Raises BitstreamError, WeightsError.
+    """
+    from cdcodec import codec
+    from cdcodec import image as pictures
+
+    if model is None:
+        model = _shipped(read_header(data).checkpoint)
+    pixels, chunks = codec.decode(data, model, steps=steps, gamma=gamma, seed=seed, rho=rho)
+    return pictures.to_pil(pixels, chunks)
+
+
+def read_header(data: bytes) -> Header:
+    """What the first 28 bytes of a .cdc file say: λ, width, height, checkpoint. Raises BitstreamError."""
+    from cdcodec.bits import container
+
+    return container.read_header(data)
+
+
+def load_model(root: str | Path | None = None, **options: Any) -> Any:
+    """Load weights, to be given to `encode` and `decode`; see `cdcodec.weights.load_model`. Raises WeightsError."""
+    from cdcodec import weights
+
+    return weights.load_model(root, **options)
+
+
+@lru_cache(maxsize=2)
+def _shipped(checkpoint: int | None) -> Any:
+    return load_model(checkpoint=checkpoint)

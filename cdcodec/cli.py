@@ -1,0 +1,254 @@
+"""The command line. Commands import what they need themselves, so that --help and info start in no time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cdcodec import __version__, files
+from cdcodec.config import DEFAULT_LAMBDA
+from cdcodec.errors import CdcodecError, WeightsError
+from cdcodec.options import Program, batch_options, finite, inputs_and_output, network_options, weights_option
+
+
+@click.group(cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cdcodec", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show a traceback with every error.")
+@click.pass_context
+def main(ctx: click.Context, debug: bool) -> None:
+    """An image codec with a conditional-diffusion decoder.
+
+    \b
+    cdcodec encode photo.png photo.cdc
+    cdcodec decode photo.cdc decoded.png
+    cdcodec encode photos/ -o coded/
+    """
+    ctx.obj = debug
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@main.command()
+@inputs_and_output
+@click.option("--lambda", "lam", metavar="FLOAT", type=click.FloatRange(min=0, min_open=True), callback=finite,
+              help=f"A larger lambda means a smaller file. [default: {DEFAULT_LAMBDA}]")
+@click.option("--quality", type=click.IntRange(1, 8),
+              help="Instead of --lambda: one of the eight the weights were trained for; 8 is best.")
+@click.option("--model", "preset", metavar="NAME", default="compact-x", show_default=True)
+@click.option("--strip", is_flag=True, help="Leave out EXIF, XMP and, after converting to sRGB, the ICC profile.")
+@network_options
+@batch_options
+@click.pass_obj
+def encode(debug: bool, *, paths: tuple[str, ...], lam: float | None, quality: int | None, preset: str, strip: bool,
+           max_pixels: int, **options: Any) -> int:  # fmt: skip
+    """Code pictures as .cdc files.
+
+    OUT ends in .cdc, or is - for standard output; without OUT and -o the output lies beside its input. Folders are
+    searched for pictures.
+    """
+    from cdcodec import batch, image
+
+    if lam is not None and quality is not None:
+        raise click.UsageError("--lambda and --quality exclude each other")
+    jobs = _plan(paths, options, ".cdc", image.readable_extensions(), {".cdc"})
+    load = _loader(options)
+
+    @cache
+    def choose() -> tuple[Any, float]:
+        model = load(preset=preset)
+        chosen = _rung(model.ladder, quality) if quality else DEFAULT_LAMBDA if lam is None else lam
+        model.check_lambda(chosen)
+        return model, chosen
+
+    return batch.run(jobs, batch.Encode(choose, max_pixels, strip), _batch_options(options, debug))
+
+
+@main.command()
+@inputs_and_output
+@click.option("--steps", metavar="N", type=click.IntRange(min=0),
+              help="Steps of the diffusion; 0 is a fast preview. [default: 17 unless the checkpoint says otherwise]")
+@click.option("--gamma", metavar="FLOAT", type=click.FloatRange(min=0), callback=finite,
+              help="Noise to start from; 0.8 gives texture. [default: 0 unless the checkpoint says otherwise]")
+@click.option("--rho", metavar="FLOAT", type=click.FloatRange(0, 0.9), callback=finite,
+              help="From 0, fidelity, to 0.9, looks. [default: 0.9 unless the checkpoint says otherwise]")
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+              help="The same seed gives the same picture.")
+@click.option("--format", "format", metavar="NAME", help="png, jpg, webp, tiff, ... [default: by OUT, else png]")
+@click.option("--depth", type=click.Choice(["original", "8"]), default="8", show_default=True,
+              help="Bits per channel to write; original brings 16-bit pictures back, as PNG.")
+@network_options
+@batch_options
+@click.pass_obj
+def decode(debug: bool, *, paths: tuple[str, ...], format: str | None, depth: str, steps: int | None, seed: int,
+           gamma: float | None, rho: float | None, max_pixels: int, **options: Any) -> int:  # fmt: skip
+    """Paint pictures from .cdc files.
+
+    OUT ends in a picture's extension, or is - for standard output; without OUT and -o the output lies beside its
+    input. Folders are searched for .cdc files.
+    """
+    from cdcodec import batch, image
+
+    writable = image.writable_extensions()
+    suffix = f".{(format or 'png').lower().lstrip('.')}"
+    if suffix not in writable:
+        raise click.UsageError(f"--format {format} names no format that can be written here")
+    jobs = _plan(paths, options, suffix, {".cdc"}, writable)
+    load = lru_cache(maxsize=2)(_loader(options))
+    settings = {"steps": steps, "gamma": gamma, "rho": rho, "seed": seed}
+    task = batch.Decode(lambda checkpoint: load(checkpoint=checkpoint), settings, writable[suffix] if format else None,
+                        depth == "original", max_pixels)  # fmt: skip
+    return batch.run(jobs, task, _batch_options(options, debug))
+
+
+@main.command()
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str, allow_dash=True))
+@click.option("--json", "as_json", is_flag=True, help="One JSON line per file.")
+def info(paths: tuple[str, ...], as_json: bool) -> int:
+    """Show what .cdc files say about themselves, and check them for damage."""
+    code = 0
+    for path in paths:
+        try:
+            facts = _facts(path)
+        except CdcodecError as error:
+            click.echo(f"cdcodec: error: {files.shown(path)}: {files.one_line(error)}", err=True)
+            code = 1
+            continue
+        if as_json:
+            click.echo(json.dumps(facts))
+            continue
+        facts["chunks"] = ", ".join(f"{name} {size}" for name, size in facts["chunks"].items()) or "none"
+        for name, value in facts.items():
+            click.echo(click.format_filename(value) if name == "input" else f"  {name:<13} {value}")
+    return code
+
+
+@main.group("weights")
+def weights_group() -> None:
+    """Look at the weights that ship, or at others."""
+
+
+@weights_group.command("list")
+@weights_option
+def weights_list(weights: Path | None) -> None:
+    """List the checkpoints: preset, lambda, typical bpp, bytes, bitstream id, licence."""
+    from cdcodec import weights as store
+
+    click.echo(f"{'preset':<12} {'lambda':>8} {'bpp':>7} {'bytes':>10}  {'bitstream':<10} licence")
+    for entry in store.list_checkpoints(store.find_weights(weights)):
+        bpp = "-" if entry.bpp is None else f"{entry.bpp:.3f}"
+        size = f"{entry.preset:<12} {entry.lam:>8g} {bpp:>7} {entry.bytes:>10}"
+        click.echo(f"{size}  {entry.bitstream_id:<10} {entry.licence}")
+
+
+@weights_group.command("verify")
+@weights_option
+def weights_verify(weights: Path | None) -> None:
+    """Check every file of the weights against its hash."""
+    from cdcodec import weights as store
+
+    for path in store.verify(store.find_weights(weights)):
+        click.echo(f"{click.format_filename(path)}: sound")
+
+
+@main.command()
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of photographs to train on.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run: state, log, pictures.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Recipe to train by.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out at its next step.")
+def train(images: Path, out: Path, config_path: Path | None, resume: bool) -> None:
+    """Train a model on a folder of photographs. Several processes: torchrun -m cdcodec train ..."""
+    with _extra_train():
+        from cdcodec.lab.train import train as run
+
+        run(config_path, images, out, resume)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def export(run: Path, out: Path) -> None:
+    """Make checkpoints in the folder OUT from the training run in the folder RUN."""
+    with _extra_train():
+        from cdcodec.lab.export import export as make
+
+        make(run, out)
+
+
+def _plan(
+    paths: tuple[str, ...], options: dict[str, Any], suffix: str, sources: Collection[str], targets: Collection[str]
+) -> list[files.Job]:
+    """The jobs. What can be refused before a model is loaded is refused here."""
+    folder: str | None = options["folder"]
+    if options["force"] and options["skip_existing"]:
+        raise click.UsageError("--force and --skip-existing exclude each other")
+    jobs = files.plan(paths, folder, suffix=suffix, source_suffixes=sources, target_suffixes=targets)
+    if options["as_json"] and any(job.target == files.STANDARD for job in jobs):
+        raise click.UsageError("--json and the output - both want standard output")
+    files.prepare(jobs, create=folder is not None)
+    return jobs
+
+
+def _batch_options(options: dict[str, Any], debug: bool) -> Any:
+    from cdcodec import batch
+
+    return batch.Options(options["force"], options["skip_existing"], options["quiet"], options["as_json"], debug)
+
+
+def _loader(options: dict[str, Any]) -> Callable[..., Any]:
+    """load(preset=…) or load(checkpoint=…) with the weights, device, precision and threads of the options."""
+
+    def load(**which: Any) -> Any:
+        from cdcodec import weights as store
+
+        if options["threads"]:
+            import torch
+
+            torch.set_num_threads(options["threads"])
+        root = store.find_weights(options["weights"])
+        return store.load_model(root, device=options["device"], precision=options["precision"], **which)
+
+    return load
+
+
+def _rung(ladder: tuple[float, ...], quality: int) -> float:
+    """The λ of a quality: 8 is the smallest λ of the ladder."""
+    if quality <= 8 - len(ladder):
+        raise WeightsError(f"these weights have {len(ladder)} qualities, {9 - len(ladder)} to 8")
+    return sorted(ladder)[8 - quality]
+
+
+def _facts(path: str) -> dict[str, Any]:
+    """What `info` tells, sizes in bytes. Raises BitstreamError, CdcodecError."""
+    from cdcodec.bits import container
+
+    data = files.read(path)
+    header, chunks, payload = container.unpack(data, max_pixels=2**32)
+    return {
+        "input": path,
+        "version": container.VERSION,
+        "width": header.width,
+        "height": header.height,
+        "lambda": header.lam,
+        "checkpoint": f"{header.checkpoint:08x}",
+        "symbol_check": f"{header.symbol_check:08x}",
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (header.width * header.height), 5),
+        "payload": len(payload),
+        "chunks": {name: len(chunk) for name, chunk in chunks.items()},
+    }
+
+
+@contextmanager
+def _extra_train() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in {"compressai", "lpips", "torchvision", "matplotlib"}:
+            raise
+        raise CdcodecError(f"{error.name} is not installed: pip install 'cdcodec[train]'") from error
