@@ -1,0 +1,102 @@
+"""The spine: an image becomes bytes, and bytes become an image.
+
+    pixels ─► pad ─► model.analyse ─► Symbols ─► coder.write ─► container.pack ─► bytes
+    pixels ◄─ crop ◄─ model.synthesise ◄─ ŷ ◄─ Symbols ◄─ coder.Reader ◄─ container.unpack ◄─ bytes
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdcodec.bits import coder, container
+from cdcodec.bits.container import MAX_PIXELS, Header
+from cdcodec.errors import BitstreamError, CorruptError, ImageError, SymbolMismatchError
+from cdcodec.image import pad
+from cdcodec.nets.model import Progress
+from cdcodec.symbols import Symbols
+from cdcodec.weights import Checkpoint
+
+
+def encode(pixels: NDArray[np.uint8], checkpoint: Checkpoint, lam: float, chunks: dict[str, bytes] | None = None) -> bytes:
+    """A picture, uint8 (H, W, 3) sRGB, as the bytes of a .cdc file; a larger λ means a smaller file.
+
+    chunks: side information by name (icc, exif, xmp, alpha, origin), kept as it is. Raises WeightsError if λ lies
+    outside the checkpoint's ladder, ImageError for an array that is no picture.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise ImageError(f"expected uint8 pixels (H, W, 3), got {pixels.dtype} {pixels.shape}")
+    height, width = pixels.shape[:2]
+    lam = checkpoint.check_lambda(lam)
+    config = checkpoint.model.config
+    symbols = checkpoint.model.analyse(pad(pixels, config.stride), lam)
+    header = Header(
+        checkpoint=checkpoint.id,
+        lam=lam,
+        width=width,
+        height=height,
+        symbol_check=symbols.check(config.fraction_bits),
+    )
+    return container.pack(header, chunks or {}, coder.write(symbols, checkpoint.tables))
+
+
+def decode(
+    data: bytes,
+    checkpoint: Checkpoint,
+    *,
+    steps: int | None = None,
+    gamma: float | None = None,
+    seed: int = 0,
+    rho: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.uint8], dict[str, bytes]]:
+    """The bytes of a .cdc file as the picture, uint8 (H, W, 3), and its chunks.
+
+    steps: denoising steps, 0 for the light head alone. gamma ≥ 0: noise the decoding starts from, 0 for none.
+    rho in [0, 0.9]: 0 for the smallest error, more for realism. None takes the checkpoint's default. The same seed
+    gives the same picture. Raises BitstreamError, WeightsError, ValueError for arguments out of range.
+    """
+    config = checkpoint.model.config
+    steps, gamma, rho = (
+        config.steps if steps is None else steps,
+        config.gamma if gamma is None else gamma,
+        config.rho if rho is None else rho,
+    )
+    if steps < 0 or not 0 <= gamma < math.inf or not 0 <= rho <= config.rho_max or not 0 <= seed < 2**32:
+        raise ValueError(f"decode needs steps ≥ 0, γ ≥ 0, 0 ≤ ρ ≤ {config.rho_max} and 0 ≤ seed < 2^32")
+    header, chunks, symbols = read_symbols(data, checkpoint, max_pixels)
+    pixels = checkpoint.model.synthesise(
+        symbols.latent(config.fraction_bits), header.lam, steps=steps, gamma=gamma, seed=seed, rho=rho, progress=progress
+    )
+    return pixels[: header.height, : header.width], chunks
+
+
+def read_symbols(
+    data: bytes, checkpoint: Checkpoint, max_pixels: int = MAX_PIXELS
+) -> tuple[Header, dict[str, bytes], Symbols]:
+    """The entropy-coded part alone, with every check that the format offers. Raises BitstreamError, WeightsError."""
+    header, chunks, payload = container.unpack(data, max_pixels)
+    checkpoint.check_file(header.checkpoint)
+    checkpoint.check_lambda(header.lam)
+    config = checkpoint.model.config
+    rows, columns = -(-header.height // config.stride), -(-header.width // config.stride)
+    reader = coder.Reader(payload, checkpoint.tables)
+    z = reader.read_z((config.hyper, -(-rows // 4), -(-columns // 4)))
+    index, mean = checkpoint.model.integer(z, (rows, columns))
+    try:
+        symbols = Symbols(z=z, y=reader.read_y(index), index=index, mean=mean)
+    except ValueError as error:
+        raise CorruptError(f"the compressed data is damaged: {error}") from None
+    reader.finish(symbols)
+    if symbols.check(config.fraction_bits) != header.symbol_check:
+        raise SymbolMismatchError(
+            "the file is sound, but this machine derives other symbols from it than the encoder wrote; "
+            "please report the machine and the versions of torch and cdcodec"
+        )
+    return header, chunks, symbols
+
+
+__all__ = ["BitstreamError", "decode", "encode", "read_symbols"]

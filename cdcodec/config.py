@@ -1,0 +1,98 @@
+"""What a model is made of: frozen dataclasses that go to JSON and into every checkpoint, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+LADDER = (0.0024, 0.0032, 0.0048, 0.0064, 0.0128, 0.0256, 0.0512, 0.0768)
+"""The eight λ of the shipped weights. λ multiplies the rate in the loss: a larger λ means a smaller file."""
+
+DEFAULT_LAMBDA = 0.0128
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of one model; stored as JSON in its checkpoints.
+
+    unshuffle: side of the pixel blocks that become channels in front of encoder and U-Net.
+    stride: side in pixels of the square that one position of y stands for; pictures are padded to multiples of it.
+    analysis_widths: channels of encoder and context decoder at resolutions 1/unshuffle, half of it, …
+    analysis_depth: residual blocks per resolution there.
+    latent, hyper: channels of y and of z.
+    hyper_widths: channels inside the hyper-networks.
+    unet_widths, unet_depth: likewise for the denoiser; `context` of the pyramid's levels are fed to it.
+    condition: length of the conditioning vector that stands for λ (0: the model knows one λ only).
+    embedding: length of the vector that drives scale and shift in the residual blocks.
+    parametrisation: what the U-Net predicts: "x" (the picture) or "eps" (the noise).
+    fraction_bits: f, the means of y are integers in units of 1/2^f.
+    """
+
+    preset: str = "compact-x"
+    unshuffle: int = 4
+    stride: int = 16
+    analysis_widths: tuple[int, ...] = (96, 160, 256)
+    analysis_depth: int = 2
+    latent: int = 160
+    hyper: int = 96
+    hyper_widths: tuple[int, ...] = (192, 160)
+    unet_widths: tuple[int, ...] = (64, 128, 256)
+    unet_depth: int = 2
+    condition: int = 32
+    embedding: int = 192
+    parametrisation: str = "x"
+    ladder: tuple[float, ...] = LADDER
+    rho_max: float = 0.9
+    fraction_bits: int = 8
+    steps: int = 17
+    gamma: float = 0.0
+    rho: float = 0.9
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Raises ValueError on anything but exactly the known fields with values of the right kind."""
+        return from_dict(cls, json.loads(text))
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """A frozen dataclass from JSON-like values: unknown names and wrong kinds raise ValueError; lists become tuples."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{cls.__name__}: expected an object, got {type(values).__name__}")
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(defaults))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; fields: {', '.join(sorted(defaults))}")
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        default = defaults[name]
+        if isinstance(value, list):
+            value = tuple(value)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if default is not dataclasses.MISSING and type(value) is not type(default):
+            raise ValueError(f"{cls.__name__}.{name}: expected {type(default).__name__}, got {value!r}")
+        checked[name] = value
+    return cls(**checked)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "compact-x": ModelConfig(),
+    "tiny-x": ModelConfig(
+        preset="tiny-x",
+        analysis_widths=(16, 16, 24),
+        analysis_depth=1,
+        latent=16,
+        hyper=8,
+        hyper_widths=(16, 16),
+        unet_widths=(16, 16, 24),
+        unet_depth=1,
+        condition=8,
+        embedding=16,
+    ),
+}
+"""Named architectures. tiny-x is for tests and for trying the training out."""

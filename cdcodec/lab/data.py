@@ -1,0 +1,73 @@
+"""A folder of photographs, decoded once into one uint8 tensor; crops are cut where it lies, on the CPU or the GPU."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdcodec.errors import ImageError, TrainingError
+from cdcodec.image import read
+from cdcodec.lab import draws
+
+SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+STREAM_IMAGE, STREAM_PLACE = 1, 2
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All pictures below a folder, sorted. Raises TrainingError when there is none."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise TrainingError(f"no pictures in {folder}")
+    return paths
+
+
+class Photographs:
+    """All pictures of a folder as flat uint8 pixels (sum of H·W, 3) on one device, with each one's offset and size.
+
+    Pictures smaller than `smallest` on a side are left out (`skipped` counts them, and those that cannot be read).
+    """
+
+    def __init__(self, folder: Path, device: torch.device, smallest: int) -> None:
+        paths = find_images(folder)
+
+        def load(path: Path) -> np.ndarray | None:
+            try:
+                pixels = read(path, strip=True).pixels
+            except ImageError:
+                return None
+            return pixels if min(pixels.shape[:2]) >= smallest else None
+
+        with ThreadPoolExecutor() as pool:
+            pictures = [pixels for pixels in pool.map(load, paths) if pixels is not None]
+        if not pictures:
+            raise TrainingError(f"no picture in {folder} is at least {smallest} pixels wide and high")
+        self.skipped = len(paths) - len(pictures)
+        sizes = torch.tensor([p.shape[:2] for p in pictures], dtype=torch.int64)
+        areas = sizes.prod(dim=1)
+        self.count, self.pixels_total = len(pictures), int(areas.sum())
+        flat = torch.empty((self.pixels_total, 3), dtype=torch.uint8)
+        offset = 0
+        for i, area in enumerate(areas.tolist()):
+            flat[offset : offset + area] = torch.from_numpy(pictures[i].reshape(-1, 3))
+            pictures[i] = np.empty(0, np.uint8)
+            offset += area
+        self.pixels = flat.to(device)
+        self.sizes = sizes.to(device)
+        self.offsets = (areas.cumsum(0) - areas).to(device)
+
+    def crops(self, key: Tensor, side: int) -> Tensor:
+        """float32 (B, 3, side, side) in [-1, 1] for draw keys (B,): a picture each, a place in it, half of them flipped."""
+        image = (draws.uniform(key, STREAM_IMAGE, 1)[:, 0] * self.count).long().clamp(max=self.count - 1)
+        place = draws.uniform(key, STREAM_PLACE, 3)
+        height, width = self.sizes[image].unbind(1)
+        top = (place[:, 0] * (height - side + 1)).long()
+        left = (place[:, 1] * (width - side + 1)).long()
+        steps = torch.arange(side, device=key.device)
+        columns = torch.where((place[:, 2] < 0.5)[:, None], steps, side - 1 - steps)
+        rows = self.offsets[image][:, None] + (top[:, None] + steps) * width[:, None] + left[:, None]
+        pixels = self.pixels[rows[:, :, None] + columns[:, None, :]]
+        return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)

@@ -1,0 +1,152 @@
+"""The training objective: λ·bpp + (1 − ρ)·w(t)·‖x̂₀ − x‖² + ρ·κ·LPIPS (paper eq. 9, with one ladder for all λ and ρ).
+
+‖·‖² is the mean over elements, x in [−1, 1]. Every random number is drawn from the samples' keys (draws.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdcodec.lab import draws
+from cdcodec.lab.rate import RateModel
+from cdcodec.nets.diffusion import SIGMA_RANGE, alpha_bar_of_sigma
+from cdcodec.nets.hyperprior import quantise
+from cdcodec.nets.networks import Networks
+
+STREAM_LAMBDA, STREAM_RHO, STREAM_NOISE_Y, STREAM_NOISE_Z, STREAM_EPS, STREAM_STATE = 3, 4, 5, 6, 7, 8
+MSE_WEIGHT, SNR_WEIGHT_MAX = 2.0, 5.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one objective.
+
+    kind: "autoencoder" (light head alone), "joint" (with the denoiser, MSE), "perceptual" (with LPIPS and ρ),
+        "decoder" (as perceptual, with encoder and entropy model frozen).
+    steps: optimiser steps. crop: side in pixels. batch: crops a step over all processes, a multiple of 4 each.
+    """
+
+    kind: str = "autoencoder"
+    steps: int = 1000
+    crop: int = 128
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Constants of the objective.
+
+    λ_eff = lambda_scale·λ^lambda_power multiplies the rate; kappa balances LPIPS against the squared error;
+    base is the share of the distortion taken on the light head's picture once there is a denoiser.
+    """
+
+    lambda_scale: float = 1.0
+    lambda_power: float = 1.0
+    kappa: float = 0.0625
+    base: float = 0.25
+
+
+class Objective(nn.Module):
+    """Loss of one batch. Call with x (B, 3, S, S), keys int64 (B,) and the ramp in [0, 1] that scales λ.
+
+    Returns the loss and a dict of detached 0-dim tensors for the log. Samples come in fours: two start where
+    decoding starts (ᾱ = 0, x_t = γ·ε), one is a noised original, one a state the sampler itself would be in.
+    """
+
+    def __init__(
+        self, networks: Networks, rate: RateModel, lpips: nn.Module | None, kind: str, weights: Weights, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.networks, self.rate, self.lpips = networks, rate, lpips
+        self.kind, self.weights, self.dtype = kind, weights, dtype
+
+    def forward(self, x: Tensor, key: Tensor, ramp: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        ladder = self.networks.ladder
+        low, high = ladder.log_lambda[0], ladder.log_lambda[-1]
+        lam = (low + (high - low) * draws.uniform(key, STREAM_LAMBDA, 1)[:, 0]).exp()
+        rows = ladder.weights(lam)
+        condition, log_variance = rows @ ladder.condition, rows @ ladder.log_variance
+        bits, pyramid, base = self.autoencode(x, key, rows, condition)
+        bpp = bits / (x.shape[2] * x.shape[3])
+        base_mse = (base - x).square().mean(dim=(1, 2, 3))
+        lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power * ramp
+        metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
+        if self.kind == "autoencoder":
+            distortion = MSE_WEIGHT * base_mse
+        else:
+            diffusion, more = self.diffuse(x, key, base, log_variance.exp().detach(), condition, pyramid)
+            distortion = (1 - self.weights.base) * diffusion + self.weights.base * MSE_WEIGHT * base_mse
+            metrics.update(more)
+        loss = (lam_eff * bpp + distortion).mean()
+        # s² follows the error of the light head: the maximum of a Gaussian likelihood, touching nothing else.
+        fit = 0.5 * (base_mse.detach() / log_variance.exp() + log_variance).mean()
+        metrics["loss"] = loss
+        return loss + 0.01 * fit, {name: value.detach() for name, value in metrics.items()}
+
+    def autoencode(self, x: Tensor, key: Tensor, rows: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Bits (B,), context pyramid and base reconstruction. Noise for the rate, rounding for the decoder's input."""
+        nets, wide = self.networks, (slice(None), slice(None), None, None)
+        pixels = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        y = nets.analysis(pixels, condition) * (rows @ nets.ladder.log_gain).exp()[wide]
+        z = nets.hyper_analysis(y)
+        log_scale, mean = nets.hyper_synthesis(quantise(z), y.shape[2:])
+        noise_y = draws.uniform(key, STREAM_NOISE_Y, y[0].numel()).view_as(y) - 0.5
+        noise_z = draws.uniform(key, STREAM_NOISE_Z, z[0].numel()).view_as(z) - 0.5
+        bits = self.rate.bits_z(z + noise_z) + self.rate.bits_y(y + noise_y, log_scale, mean)
+        latent = quantise(y, mean) * (rows @ nets.ladder.log_inverse_gain).exp()[wide]
+        pyramid, base = nets.synthesis(latent.contiguous(memory_format=torch.channels_last), condition, self.dtype)
+        return bits, pyramid, base
+
+    def diffuse(
+        self, x: Tensor, key: Tensor, base: Tensor, variance: Tensor, condition: Tensor, pyramid: list[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distortion (B,) of the denoiser's x̂₀, and its parts for the log."""
+        batch, half, own = len(x), len(x) // 2, 3 * len(x) // 4
+        u = draws.uniform(key, STREAM_STATE, 3)
+        eps = draws.normal(key, STREAM_EPS, x[0].numel()).view_as(x)
+        position = torch.arange(batch, device=x.device)
+        start, noised = position < half, (position >= half) & (position < own)
+        low, high = math.log(SIGMA_RANGE[0]), math.log(SIGMA_RANGE[1])
+        alpha_bar = alpha_bar_of_sigma((low + (high - low) * u[:, 0]).exp())
+        alpha_bar = torch.where(start, torch.zeros_like(alpha_bar), alpha_bar)
+        # Where decoding starts γ is 0 half of the time; a noised original has all its noise; in between anything goes.
+        gamma = torch.where(start & (u[:, 1] < 0.5), torch.zeros_like(alpha_bar), u[:, 2])
+        gamma = torch.where(noised, torch.ones_like(gamma), gamma)
+        rho = self.draw_rho(key)
+        contributions = self.networks.unet.contributions(pyramid)
+
+        def predict(x_t: Tensor, alpha: Tensor, part: slice) -> Tensor:
+            parts = [[c[part] for c in level] for level in contributions]
+            return self.networks.predict(
+                x_t, alpha, base[part], variance[part], condition[part], rho[part], parts, self.dtype
+            )
+
+        last = slice(own, batch)
+        with torch.no_grad():
+            first = predict(gamma[last, None, None, None] * eps[last], torch.zeros_like(alpha_bar[last]), last)
+        origin = torch.cat((x[:own], first))
+        a = alpha_bar[:, None, None, None]
+        x_t = a.sqrt() * origin + gamma[:, None, None, None] * (1 - a).sqrt() * eps
+        x_0 = predict(x_t, alpha_bar, slice(0, batch))
+        mse = (x_0 - x).square().mean(dim=(1, 2, 3))
+        snr_weight = (alpha_bar / (1 - alpha_bar)).clamp(MSE_WEIGHT, SNR_WEIGHT_MAX)
+        metrics = {"start_mse": mse[:half].mean(), "noised_mse": mse[half:own].mean(), "own_mse": mse[own:].mean()}
+        if self.lpips is None or self.kind == "joint":
+            return snr_weight * mse, metrics
+        distance = self.lpips(x_0, x).view(batch)
+        metrics["lpips"] = distance.mean()
+        return (1 - rho) * snr_weight * mse + rho * self.weights.kappa * distance, metrics
+
+    def draw_rho(self, key: Tensor) -> Tensor:
+        """ρ (B,): 0 for two samples in five, its maximum for two, anything between for one; 0 without LPIPS."""
+        if self.kind == "joint":
+            return torch.zeros(len(key), device=key.device)
+        u = draws.uniform(key, STREAM_RHO, 2)
+        top = self.networks.config.rho_max
+        between = torch.where(u[:, 0] < 0.8, torch.full_like(u[:, 1], top), u[:, 1] * top)
+        return torch.where(u[:, 0] < 0.4, torch.zeros_like(between), between)

@@ -1,0 +1,64 @@
+"""Muon for the convolutions: momentum, made orthogonal (K. Jordan et al. 2024, github KellerJordan/Muon)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """(N, rows, cols), rows ≤ cols → bfloat16 matrices of the same row space with singular values near 1."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.to(torch.bfloat16)
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum whose update, each weight reshaped to (c_out, the rest), is orthogonalised.
+
+    lr is multiplied by √max(1, rows/cols). Weights of equal shape are treated in one batch.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes[(p.shape[0], p.numel() // p.shape[0])].append(p)
+            for (rows, columns), parameters in shapes.items():
+                self._update(parameters, rows, columns, group["lr"], group["momentum"])
+
+    def _update(self, parameters: list[Tensor], rows: int, columns: int, lr: float, momentum: float) -> None:
+        updates = []
+        for p in parameters:
+            buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            buffer.lerp_(p.grad, 1 - momentum)
+            updates.append(p.grad.lerp(buffer, momentum).reshape(rows, columns))
+        stacked = torch.stack(updates)
+        flat = orthogonalise(stacked.mT).mT if rows > columns else orthogonalise(stacked)
+        scale = max(1, rows / columns) ** 0.5
+        for p, update in zip(parameters, flat, strict=True):
+            p.add_(update.reshape(p.shape).to(p.dtype), alpha=-lr * scale)
+
+
+def split_parameters(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters for Muon (convolution kernels between hidden channels) and for AdamW (all others)."""
+    muon, adam = [], []
+    for name, p in named:
+        inner = p.ndim == 4 and p.numel() // p.shape[0] > 1 and "hyper" not in name
+        (muon if inner else adam).append(p)
+    return muon, adam

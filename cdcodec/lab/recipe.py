@@ -1,0 +1,104 @@
+"""A training recipe: everything that decides what a run computes, from a TOML file, stored with the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdcodec.config import PRESETS, ModelConfig, from_dict
+from cdcodec.errors import TrainingError
+from cdcodec.lab.objective import Phase, Weights
+
+KINDS = ("autoencoder", "joint", "perceptual", "decoder")
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """preset: which architecture. seed: of every random draw and of the initial weights.
+
+    lr_muon, lr_adam: peak learning rates; warmup: steps of linear rise; decay: share of all steps over which the rate
+    falls linearly to a hundredth at the end. ramp: share of the first phase over which λ rises from zero (0 when
+    training goes on from weights). ema: decay of the averaged weights. clip: largest gradient norm.
+    lpips: "squeeze", "alex" or "vgg", the network of the perceptual phases.
+    """
+
+    preset: str = "compact-x"
+    seed: int = 1
+    lr_muon: float = 0.02
+    lr_adam: float = 0.001
+    warmup: int = 200
+    decay: float = 0.35
+    ramp: float = 0.15
+    ema: float = 0.999
+    clip: float = 1.0
+    lpips: str = "squeeze"
+    weights: Weights = Weights()
+    phases: tuple[Phase, ...] = (Phase(),)
+
+    @property
+    def model(self) -> ModelConfig:
+        return PRESETS[self.preset]
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> tuple[int, Phase]:
+        """Index and phase that step 0 ≤ step < steps belongs to."""
+        for i, phase in enumerate(self.phases):
+            if step < phase.steps:
+                return i, phase
+            step -= phase.steps
+        raise IndexError(step)
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate at a step as a share of its peak: linear warm-up, constant, linear decay."""
+        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return min(1.0, (step + 1) / max(1, self.warmup), max(0.01, left))
+
+    def ramp_at(self, step: int) -> float:
+        """Share of λ at a step."""
+        return min(1.0, (step + 1) / max(1.0, self.ramp * self.phases[0].steps))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by the name of one that comes with cdcodec, or from a TOML file. Raises TrainingError."""
+    path = FOLDER / f"{name}.toml"
+    if not path.is_file():
+        path = Path(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
+        raise TrainingError(f"no recipe {str(name)!r}: give a TOML file or one of {known}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is not a TOML recipe: {error}") from None
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
+    """Checks names, kinds and ranges; raises TrainingError naming the file."""
+    try:
+        values = dict(values)
+        values["weights"] = from_dict(Weights, values.get("weights", {}))
+        values["phases"] = tuple(from_dict(Phase, phase) for phase in values.pop("phases", values.pop("phase", ())))
+        recipe: Recipe = from_dict(Recipe, values)
+        if recipe.preset not in PRESETS:
+            raise ValueError(f"unknown preset {recipe.preset!r}: {', '.join(PRESETS)}")
+        if not recipe.phases:
+            raise ValueError("no [[phase]]")
+        for phase in recipe.phases:
+            if phase.kind not in KINDS:
+                raise ValueError(f"unknown kind of phase {phase.kind!r}: {', '.join(KINDS)}")
+            if phase.steps < 1 or phase.batch < 4 or phase.batch % 4 or phase.crop < 64 or phase.crop % 64:
+                raise ValueError("a phase needs steps ≥ 1, a batch that is a multiple of 4 and a crop that is one of 64")
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{origin}: {error}") from None
+    return recipe

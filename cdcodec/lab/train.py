@@ -1,0 +1,297 @@
+"""`cdcodec train`: one resumable loop for a laptop, a GPU, or several processes under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cdcodec.errors import TrainingError
+from cdcodec.lab import draws
+from cdcodec.lab.data import Photographs
+from cdcodec.lab.log import RunLog
+from cdcodec.lab.metrics import load_lpips
+from cdcodec.lab.objective import Objective
+from cdcodec.lab.optim import Muon, split_parameters
+from cdcodec.lab.rate import RateModel
+from cdcodec.lab.recipe import Recipe, parse_recipe
+from cdcodec.lab.validate import Validation
+from cdcodec.nets.networks import Networks
+
+STATE, LOG = "state.pt", "log.jsonl"
+LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> World:
+        """Joins the processes torchrun started, if it did."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replaces each tensor by its mean over the processes, in one flat exchange."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        offset = 0
+        for t in tensors:
+            t.copy_(flat[offset : offset + t.numel()].view_as(t))
+            offset += t.numel()
+
+
+class Trainer:
+    """Networks, entropy models, optimisers and averaged weights of one run, and its step.
+
+    A step is a pure function of the state and the step's number: `state()` after n steps, loaded into a new Trainer,
+    gives exactly the next ones (on the same kind of device and number of threads).
+    """
+
+    def __init__(self, recipe: Recipe, photographs: Photographs, device: torch.device, world: World, **options: Any) -> None:
+        self.recipe, self.photographs, self.device, self.world = recipe, photographs, device, world
+        self.dtype: torch.dtype = options.get("dtype", torch.float32)
+        self.compile: bool = options.get("compile", False)
+        self.metric_weights: Path | None = options.get("metric_weights")
+        torch.manual_seed(recipe.seed)
+        self.networks = Networks(recipe.model).to(device, memory_format=torch.channels_last)
+        self.rate = RateModel(recipe.model).to(device)
+        named = [(n, p) for n, p in (*self.networks.named_parameters(), *self.rate.named_parameters()) if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.average = [p.detach().clone() for p in self.parameters]
+        muon, adam = split_parameters(named)
+        self.optimisers: tuple[tuple[torch.optim.Optimizer, float], ...] = (
+            (Muon(muon, recipe.lr_muon), recipe.lr_muon),
+            (torch.optim.AdamW(adam, recipe.lr_adam, betas=(0.9, 0.99), weight_decay=0.0), recipe.lr_adam),
+        )
+        self.step_count = 0
+        self.ramp = True
+        self._phase = -1
+        self._lpips: nn.Module | None = None
+
+    def _enter(self, phase: int, kind: str) -> None:
+        """Prepares the objective of a phase; what is frozen in it gets no gradient."""
+        perceptual = kind in ("perceptual", "decoder")
+        if perceptual and self._lpips is None:
+            self._lpips = load_lpips(self.recipe.lpips, self.metric_weights).to(self.device)
+        for part in (self.networks.analysis, self.networks.hyper_analysis, self.networks.hyper_synthesis, self.rate):
+            for name, p in part.named_parameters():
+                p.requires_grad_(kind != "decoder" and name != "bottleneck.quantiles")
+        self.networks.ladder.log_gain.requires_grad_(kind != "decoder")
+        objective = Objective(
+            self.networks, self.rate, self._lpips if perceptual else None, kind, self.recipe.weights, self.dtype
+        )
+        self.objective = torch.compile(objective, dynamic=False) if self.compile else objective
+        self._phase = phase
+
+    def step(self) -> dict[str, Tensor]:
+        """One optimiser step over all processes; returns the metrics of this process's share as 0-dim tensors."""
+        index, phase = self.recipe.phase_at(self.step_count)
+        if index != self._phase:
+            self._enter(index, phase.kind)
+        share = phase.batch // self.world.size
+        samples = torch.arange(share, device=self.device) + self.world.rank * share
+        key = draws.keys(self.recipe.seed, self.step_count, samples)
+        x = self.photographs.crops(key, phase.crop)
+        ramp = torch.tensor(self.recipe.ramp_at(self.step_count) if self.ramp else 1.0, device=self.device)
+        loss, metrics = self.objective(x, key, ramp)
+        for p in self.parameters:
+            p.grad = None
+        loss.backward()
+        active = [p for p in self.parameters if p.grad is not None]
+        self.world.average([p.grad for p in active if p.grad is not None])
+        metrics["gradient"] = nn.utils.clip_grad_norm_(active, self.recipe.clip)
+        for optimiser, peak in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = peak * self.recipe.rate_at(self.step_count)
+            optimiser.step()
+        self.step_count += 1
+        decay = min(self.recipe.ema, (1 + self.step_count) / (10 + self.step_count))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        return metrics
+
+    def averaged(self) -> tuple[Networks, RateModel]:
+        """Copies of networks and entropy models with the averaged weights, frozen, in evaluation mode."""
+        return averaged_models(self.recipe, self.average, self.device)
+
+    def state(self) -> dict[str, Any]:
+        """Everything a later process needs to go on exactly here; tensors and plain values only."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "step": self.step_count,
+            "ramp": self.ramp,
+            "parameters": [p.detach() for p in self.parameters],
+            "average": self.average,
+            "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes over a `state`; its recipe may differ in rates and steps, not in the architecture."""
+        try:
+            with torch.no_grad():
+                for p, value in zip(self.parameters, state["parameters"], strict=True):
+                    p.copy_(value)
+                for p, value in zip(self.average, state["average"], strict=True):
+                    p.copy_(value)
+            for (optimiser, _), saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+            self.step_count, self.ramp = int(state["step"]), bool(state["ramp"])
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise TrainingError(f"the saved state is of another architecture or damaged: {error}") from None
+
+    def start_from(self, floats: dict[str, Tensor]) -> None:
+        """Begins from exported float tensors (networks and, under rate., the entropy models) instead of at random."""
+        rate = {name.removeprefix("rate."): value for name, value in floats.items() if name.startswith("rate.")}
+        nets = {name: value for name, value in floats.items() if not name.startswith("rate.")}
+        try:
+            self.networks.load_state_dict({**self.networks.state_dict(), **{n: v.float() for n, v in nets.items()}})
+            self.rate.load_state_dict({**self.rate.state_dict(), **{n: v.float() for n, v in rate.items()}})
+        except RuntimeError as error:
+            raise TrainingError(f"these weights do not fit the recipe's preset: {str(error).splitlines()[0]}") from None
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.ramp = False
+
+
+def averaged_models(recipe: Recipe, average: list[Tensor], device: torch.device) -> tuple[Networks, RateModel]:
+    """Networks and entropy models holding the averaged weights of a Trainer, frozen, in evaluation mode."""
+    networks, rate = Networks(recipe.model).to(device), RateModel(recipe.model).to(device)
+    targets = [p for p in (*networks.parameters(), *rate.parameters()) if p.requires_grad]
+    with torch.no_grad():
+        for target, value in zip(targets, average, strict=True):
+            target.copy_(value)
+    return networks.eval().requires_grad_(False), rate.eval().requires_grad_(False)
+
+
+def load_state(run: Path) -> dict[str, Any]:
+    """The saved state of a run folder (weights_only: nothing is executed). Raises TrainingError."""
+    try:
+        state: dict[str, Any] = torch.load(run / STATE, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise TrainingError(f"{run} holds no training run ({STATE} is missing)") from None
+    except Exception as error:
+        raise TrainingError(f"{run / STATE} cannot be read: {error}") from None
+    return state
+
+
+def save_state(run: Path, state: dict[str, Any]) -> None:
+    """Written beside and renamed: a run that is killed keeps its last whole state."""
+    beside = run / (STATE + ".part")
+    try:
+        torch.save(state, beside)
+        os.replace(beside, run / STATE)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise TrainingError(f"the state of the run cannot be saved: {error}; the last one is kept") from None
+
+
+def train(
+    images: Path,
+    run: Path,
+    recipe: Recipe | None,
+    *,
+    validation: Path | None = None,
+    start: dict[str, Tensor] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
+    metric_weights: Path | None = None,
+    minutes: float | None = None,
+    save_minutes: float = 5.0,
+    validate_minutes: float = 15.0,
+    quiet: bool = False,
+) -> None:
+    """Trains in the folder `run`, going on there if it holds a state, until the recipe's last step or `minutes`.
+
+    recipe None takes the run's own. Raises TrainingError, WeightsError; Ctrl-C saves the state and passes on.
+    """
+    from cdcodec.weights import pick_device, pick_dtype
+
+    place = pick_device(device)
+    world = World.join(place)
+    if world.size > 1 and place.type == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    run.mkdir(parents=True, exist_ok=True)
+    state = load_state(run) if (run / STATE).exists() else None
+    if recipe is None:
+        if state is None:
+            raise TrainingError(f"{run} holds no training run to go on with: name a recipe")
+        recipe = parse_recipe(state["recipe"], str(run / STATE))
+    for phase in recipe.phases:
+        if phase.batch % (4 * world.size):
+            raise TrainingError(f"a batch of {phase.batch} does not split into fours over {world.size} processes")
+    photographs = Photographs(images, place, max(phase.crop for phase in recipe.phases))
+    options = {"dtype": pick_dtype(precision, place), "compile": compile, "metric_weights": metric_weights}
+    trainer = Trainer(recipe, photographs, place, world, **options)
+    if state is not None:
+        trainer.load(state)
+    elif start is not None:
+        trainer.start_from(start)
+    check = Validation(validation, metric_weights, options["dtype"]) if validation and world.rank == 0 else None
+    log = RunLog(run, recipe.steps, trainer.step_count, quiet) if world.rank == 0 else None
+    if log is not None:
+        (run / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1))
+        log.note(f"{photographs.count} pictures, {photographs.pixels_total / 1e6:.0f} megapixels, "
+                 f"{photographs.skipped} left out; {place}, {options['dtype']}, {world.size} process(es)")
+    _loop(trainer, log, check, run, minutes, save_minutes, validate_minutes)
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def _loop(
+    trainer: Trainer,
+    log: RunLog | None,
+    check: Validation | None,
+    run: Path,
+    minutes: float | None,
+    save_minutes: float,
+    validate_minutes: float,
+) -> None:
+    began = saved = validated = time.monotonic()
+    sums: dict[str, Tensor] = {}
+
+    def finish() -> None:
+        if log is not None:
+            save_state(run, trainer.state())
+
+    try:
+        while trainer.step_count < trainer.recipe.steps:
+            for name, value in trainer.step().items():
+                sums[name] = sums[name] + value if name in sums else value
+            if trainer.step_count % LOG_EVERY == 0:
+                trainer.world.average(list(sums.values()))
+                if log is not None:
+                    _, phase = trainer.recipe.phase_at(trainer.step_count - 1)
+                    log.step(trainer.step_count, phase, {k: v.item() / LOG_EVERY for k, v in sums.items()})
+                sums = {}
+                now = time.monotonic()
+                if now - saved > 60 * save_minutes:
+                    finish()
+                    saved = time.monotonic()
+                if check is not None and log is not None and now - validated > 60 * validate_minutes:
+                    log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
+                    validated = time.monotonic()
+                if minutes is not None and now - began > 60 * minutes and trainer.world.size == 1:
+                    break
+        if check is not None and log is not None:
+            log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
+    finally:
+        finish()
+        if log is not None:
+            log.close()

@@ -1,0 +1,104 @@
+"""Watching a run: estimated rate and quality on a few held-out pictures, and a strip of them to look at."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cdcodec.image import read
+from cdcodec.lab.data import find_images
+from cdcodec.lab.metrics import load_lpips
+from cdcodec.lab.rate import RateModel
+from cdcodec.nets.diffusion import ddim, sigma_grid
+from cdcodec.nets.hyperprior import quantise
+from cdcodec.nets.networks import Networks
+
+PICTURES, SIDE, STEPS = 8, 384, 8
+
+
+class Validation:
+    """Called with averaged networks: rows of (λ, bpp, PSNR of 0 and 1 steps at ρ = 0, LPIPS at the largest ρ)."""
+
+    def __init__(self, folder: Path, metric_weights: Path | None, dtype: torch.dtype) -> None:
+        paths = find_images(folder)
+        chosen = paths[:: max(1, len(paths) // PICTURES)][:PICTURES]
+        self.pictures = [_centre(read(path, strip=True).pixels) for path in chosen]
+        self.lpips = load_lpips("alex", metric_weights) if metric_weights else None
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def __call__(self, model: tuple[Networks, RateModel], run: Path, step: int) -> list[dict[str, Any]]:
+        networks, rate = model
+        device = networks.ladder.log_lambda.device
+        ladder = networks.config.ladder
+        rows, strips = [], []
+        for lam in (ladder[0], ladder[len(ladder) // 2], ladder[-1]):
+            totals: dict[str, list[float]] = {}
+            shown: list[Tensor] = []
+            for i, picture in enumerate(self.pictures):
+                x = picture.to(device)
+                values, views = self._measure(networks, rate, x, lam)
+                for name, value in values.items():
+                    totals.setdefault(name, []).append(value)
+                if i in (0, len(self.pictures) // 2):
+                    shown.append(torch.cat((x, *views), dim=3))
+            rows.append({"lambda": lam, **{name: round(float(np.mean(v)), 4) for name, v in totals.items()}})
+            strips.extend(shown)
+        sheet = torch.cat(strips, dim=2)[0].permute(1, 2, 0)
+        pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+        Image.fromarray(pixels).save(run / f"validation-{step:07d}.png")
+        return rows
+
+    def _measure(self, networks: Networks, rate: RateModel, x: Tensor, lam: float) -> tuple[dict[str, float], list[Tensor]]:
+        device = x.device
+        weights = networks.ladder.weights(torch.tensor([lam], device=device))
+        condition, variance = weights @ networks.ladder.condition, (weights @ networks.ladder.log_variance).exp()
+        y = networks.analysis(x.to(self.dtype), condition) * (weights @ networks.ladder.log_gain).exp()[:, :, None, None]
+        z = quantise(networks.hyper_analysis(y))
+        log_scale, mean = networks.hyper_synthesis(z, y.shape[2:])
+        latent = quantise(y, mean)
+        bits = rate.bits_z(z) + rate.bits_y(latent, log_scale, mean)
+        inverse = (weights @ networks.ladder.log_inverse_gain).exp()[:, :, None, None]
+        pyramid, base = networks.synthesis(latent * inverse, condition, self.dtype)
+        contributions = networks.unet.contributions(pyramid)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+        def decode(steps: int, gamma: float, rho: float) -> Tensor:
+            def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
+                a, r = torch.tensor([alpha_bar], device=device), torch.tensor([rho], device=device)
+                return networks.predict(x_t, a, base, variance, condition, r, contributions, self.dtype)
+
+            return ddim(denoise, gamma * noise, sigma_grid(steps)).clamp(-1, 1)
+
+        rho = networks.config.rho_max
+        one, sharp, textured = decode(1, 0.0, 0.0), decode(1, 0.0, rho), decode(STEPS, 0.8, rho)
+        values = {
+            "bpp": bits.item() / (x.shape[2] * x.shape[3]),
+            "psnr": _psnr(one, x),
+            "psnr_head": _psnr(base.clamp(-1, 1), x),
+            "psnr_steps": _psnr(decode(STEPS, 0.0, 0.0), x),
+            "psnr_gamma": _psnr(textured, x),
+        }
+        if self.lpips is not None:
+            values["lpips_head"] = self.lpips(base.clamp(-1, 1), x).item()
+            values["lpips"] = self.lpips(sharp, x).item()
+            values["lpips_steps"] = self.lpips(decode(STEPS, 0.0, rho), x).item()
+            values["lpips_gamma"] = self.lpips(textured, x).item()
+        return values, [base, one, sharp, textured]
+
+
+def _psnr(a: Tensor, b: Tensor) -> float:
+    return 10 * math.log10(4 / max((a - b).square().mean().item(), 1e-10))
+
+
+def _centre(pixels: np.ndarray) -> Tensor:
+    height, width = (min(SIDE, size // 64 * 64) for size in pixels.shape[:2])
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    crop = torch.from_numpy(pixels[top : top + height, left : left + width].copy())
+    return crop.permute(2, 0, 1)[None].float() / 127.5 - 1

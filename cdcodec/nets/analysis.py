@@ -1,0 +1,106 @@
+"""g_a and g_c: image to content latent y, and decoded ŷ to the context pyramid with its light RGB head."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdcodec.config import ModelConfig
+from cdcodec.nets.layers import Block, Conv2d, Linear, Upsample, conv3, fourier, norm
+
+
+class Ladder(nn.Module):
+    """What depends on λ alone: one row per rung, interpolated in log λ between two of them.
+
+    condition (R, K): vectors that stand for λ in every network but the hyper-networks.
+    log_gain, log_inverse_gain (R, C_y): y·exp(log_gain) is quantised, ŷ·exp(log_inverse_gain) is decoded.
+    log_variance (R,): log of s², the error variance of the light head's picture, for the denoiser's preconditioning.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        log_lambda = torch.tensor([math.log(rung) for rung in config.ladder], dtype=torch.float32)
+        self.register_buffer("log_lambda", log_lambda)
+        middle, half = (log_lambda[0] + log_lambda[-1]) / 2, (log_lambda[-1] - log_lambda[0]).clamp(min=1e-6) / 2
+        self.condition = nn.Parameter(fourier((log_lambda - middle) / half, config.condition // 2))
+        self.log_gain = nn.Parameter(torch.full((len(log_lambda), config.latent), 2.0))
+        self.log_inverse_gain = nn.Parameter(torch.full((len(log_lambda), config.latent), -2.0))
+        self.log_variance = nn.Parameter(torch.full((len(log_lambda),), math.log(0.01)))
+
+    def weights(self, lam: Tensor) -> Tensor:
+        """Interpolation weights (B, R) of λ (B,): two neighbours in log λ, clamped to the ends of the ladder."""
+        knots = self.log_lambda
+        if len(knots) == 1:
+            return torch.ones(len(lam), 1, device=knots.device)
+        x = lam.to(knots.dtype).log().clamp(knots[0], knots[-1])
+        right = torch.searchsorted(knots, x.contiguous()).clamp(1, len(knots) - 1)
+        share = ((x - knots[right - 1]) / (knots[right] - knots[right - 1]))[:, None]
+        rows = torch.arange(len(knots), device=knots.device)
+        return (rows == right[:, None]) * share + (rows == right[:, None] - 1) * (1 - share)
+
+
+class Analysis(nn.Module):
+    """g_a(x; λ): picture (B, 3, H, W) in [-1, 1] → y (B, C_y, H/16, W/16) float32, before the gain.
+
+        x ─ unshuffle 4 ─ conv ─ blocks ─ ↓2 ─ blocks ─ ↓2 ─ blocks ─ norm ─ conv ─ y
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths = config.analysis_widths
+        self.unshuffle = config.unshuffle
+        self.embed = Linear(config.condition, config.embedding)
+        self.stem = conv3(3 * config.unshuffle**2, widths[0])
+        self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
+        self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.out = conv3(widths[-1], config.latent)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        embedding = F.silu(self.embed(condition))
+        h = self.stem(F.pixel_unshuffle(x, self.unshuffle))
+        for i, blocks in enumerate(self.levels):
+            if i:
+                h = self.downs[i - 1](h)
+            for block in blocks:
+                h = block(h, embedding)
+        return self.out(norm(h.float()))
+
+
+class Synthesis(nn.Module):
+    """g_c(ŷ; λ): decoded latent → context pyramid, finest first, and the light head's picture b.
+
+    In: ŷ (B, C_y, h, w) float32 behind the inverse gain. Out: list of (B, C_i, 4h, 4w), (…, 2h, 2w), (…, h, w) in
+    `dtype`, and b (B, 3, 16h, 16w) float32, the base reconstruction that `--steps 0` shows.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths = config.analysis_widths
+        self.embed = Linear(config.condition, config.embedding)
+        self.stem = conv3(config.latent, widths[-1])
+        self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
+        self.ups = nn.ModuleList(Upsample(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.head = conv3(widths[0], 3 * config.unshuffle**2)
+        self.unshuffle = config.unshuffle
+
+    def forward(self, latent: Tensor, condition: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        embedding = F.silu(self.embed(condition))
+        h = self.stem(latent).to(dtype)
+        pyramid: list[Tensor] = []
+        for i in reversed(range(len(self.levels))):
+            for block in self.levels[i]:
+                h = block(h, embedding)
+            pyramid.insert(0, h)
+            if i:
+                h = self.ups[i - 1](h)
+        return pyramid, F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()
+
+
+def _blocks(width: int, config: ModelConfig) -> nn.ModuleList:
+    return nn.ModuleList(Block(width, width, config.embedding) for _ in range(config.analysis_depth))
+
+
+__all__ = ["Analysis", "Conv2d", "Ladder", "Synthesis"]

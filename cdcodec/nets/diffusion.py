@@ -1,0 +1,115 @@
+"""Schedules, conversions between parametrisations, the preconditioned output and the DDIM sampler: pure functions.
+
+Notation (paper §3; ᾱ is written alpha_bar): x_t = √ᾱ·x_0 + √(1 − ᾱ)·ε, σ² = (1 − ᾱ)/ᾱ. Continuous time t = n/N in
+(0, 1], so that a network trained once serves any number of steps (paper v1 §2.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIGMA_RANGE = (0.015, 0.6)
+"""Noise levels that matter behind the first step: around the size of the texture the light head leaves out."""
+
+
+def cosine_alpha_bar(t: Tensor) -> Tensor:
+    """ᾱ(t) = cos²(π·t/2), t in [0, 1]; exactly 0 at t = 1."""
+    return torch.where(t >= 1, torch.zeros_like(t), torch.cos(t * (math.pi / 2)) ** 2)
+
+
+def alpha_bar_of_sigma(sigma: Tensor) -> Tensor:
+    """ᾱ = 1/(1 + σ²)."""
+    return 1 / (1 + sigma**2)
+
+
+def sigma_of_alpha_bar(alpha_bar: Tensor) -> Tensor:
+    """σ = √((1 − ᾱ)/ᾱ), inf at ᾱ = 0."""
+    return ((1 - alpha_bar) / alpha_bar).sqrt()
+
+
+def to_x(prediction: Tensor, kind: str, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """A prediction of kind "x", "eps" or "v" as x̂_0. v = √ᾱ·ε − √(1 − ᾱ)·x_0. alpha_bar broadcasts against x_t."""
+    if kind == "x":
+        return prediction
+    if kind == "eps":
+        return (x_t - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+    if kind == "v":
+        return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * prediction
+    raise ValueError(f"unknown parametrisation {kind!r}: x, eps or v")
+
+
+def from_x(x_0: Tensor, kind: str, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x̂_0 as a prediction of kind "x", "eps" or "v": the inverse of `to_x` for 0 < ᾱ < 1."""
+    if kind == "x":
+        return x_0
+    eps = (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+    if kind == "eps":
+        return eps
+    if kind == "v":
+        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+    raise ValueError(f"unknown parametrisation {kind!r}: x, eps or v")
+
+
+@dataclass(frozen=True)
+class Preconditioned:
+    """How the raw network is fed and read, given a base reconstruction b of error variance s².
+
+    The network sees the residual x_t − √ᾱ·b at unit variance and predicts what the best linear estimate of x_0 from
+    (b, x_t) leaves over: x̂_0 = b + c_skip·input + c_out·network(input), c_skip·input = k·(x_t/√ᾱ − b),
+    k = s²/(s² + σ²). Finite for every ᾱ in [0, 1].
+    """
+
+    input: Tensor
+    skip: Tensor
+    out: Tensor
+
+    @classmethod
+    def of(cls, x_t: Tensor, base: Tensor, variance: Tensor, alpha_bar: Tensor) -> Preconditioned:
+        """x_t, base (B, 3, H, W); variance, alpha_bar broadcastable, float32."""
+        total = variance * alpha_bar + 1 - alpha_bar
+        scaled = (x_t - alpha_bar.sqrt() * base) / total.sqrt()
+        skip = base + variance * (alpha_bar / total).sqrt() * scaled
+        return cls(input=scaled, skip=skip, out=(variance * (1 - alpha_bar) / total).sqrt())
+
+    def x_0(self, output: Tensor) -> Tensor:
+        """The network's output as x̂_0."""
+        return self.skip + self.out * output
+
+
+def sigma_grid(steps: int) -> list[float]:
+    """ᾱ of `steps` ≥ 1 sampling steps: 0 first (where decoding starts), then noise levels log-spaced over SIGMA_RANGE."""
+    high, low = math.log(SIGMA_RANGE[1]), math.log(SIGMA_RANGE[0])
+    levels = [high + (low - high) * i / max(steps - 2, 1) for i in range(steps - 1)]
+    return [0.0] + [1 / (1 + math.exp(2 * level)) for level in levels]
+
+
+Denoiser = Callable[[Tensor, float], Tensor]
+"""(x_t, ᾱ) → x̂_0, all (B, 3, H, W) float32."""
+
+
+def ddim(
+    denoise: Denoiser,
+    start: Tensor,
+    alpha_bars: list[float],
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Deterministic DDIM (η = 0) from `start` = x_N over falling noise to x_0; the last step returns its x̂_0.
+
+    callback(i, x̂_0) is called behind each step with the picture as it stands.
+    """
+    x_t = start
+    x_0 = start
+    for i, alpha_bar in enumerate(alpha_bars):
+        x_0 = denoise(x_t, alpha_bar)
+        if callback is not None:
+            callback(i, x_0)
+        if i + 1 < len(alpha_bars):
+            following = alpha_bars[i + 1]
+            eps = (x_t - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
+            x_t = math.sqrt(following) * x_0 + math.sqrt(1 - following) * eps
+    return x_0

@@ -1,0 +1,60 @@
+"""h_a and h_s: the content latent's own side information, in floats; `integer.py` holds the exact twin of h_s."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdcodec.config import ModelConfig
+from cdcodec.nets.layers import conv3
+
+SCALE_MIN, SCALE_MAX = 0.1, 256.0
+"""Range of the Gaussian scales σ of y; the 256 coding tables are log-spaced over it."""
+
+
+class HyperAnalysis(nn.Module):
+    """h_a: y (B, C_y, h, w), with its gain → z (B, C_z, ⌈h/4⌉, ⌈w/4⌉), float32. Sees no λ."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        inner = config.hyper_widths[0]
+        self.layers = nn.ModuleList(
+            (conv3(config.latent, inner), conv3(inner, inner, stride=2), conv3(inner, config.hyper, stride=2))
+        )
+
+    def forward(self, y: Tensor) -> Tensor:
+        h = self.layers[0](y * 0.25)
+        for layer in self.layers[1:]:
+            h = layer(F.leaky_relu(h, 0.1))
+        return h
+
+
+class HyperSynthesis(nn.Module):
+    """h_s: ẑ (B, C_z, ⌈h/4⌉, ⌈w/4⌉) → log σ and μ of y, each (B, C_y, h, w), float32. Sees no λ.
+
+    Two convolutions with pixel-shuffle and ReLU, then one to [log σ, μ]: only operations that have an exact twin in
+    integers. Rows and columns beyond (h, w) are cropped.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        a, b = config.hyper_widths
+        self.layers = nn.ModuleList(
+            (conv3(config.hyper, 4 * a), conv3(a, 4 * b), conv3(b, 2 * config.latent))
+        )
+
+    def forward(self, z: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        h = z
+        for layer in self.layers[:-1]:
+            h = F.relu(F.pixel_shuffle(layer(h), 2))
+        log_scale, mean = self.layers[-1](h)[:, :, : size[0], : size[1]].chunk(2, dim=1)
+        return log_scale.clamp(math.log(SCALE_MIN), math.log(SCALE_MAX)), mean
+
+
+def quantise(x: Tensor, mean: Tensor | float = 0.0) -> Tensor:
+    """round(x - mean) + mean, with a straight-through gradient where one is asked for."""
+    rounded = torch.round(x - mean) + mean
+    return x + (rounded - x).detach() if x.requires_grad else rounded

@@ -1,0 +1,145 @@
+"""The hyper-synthesis in integers: z → scale index and mean, the same on every machine.
+
+Weights, biases and activations are integers, carried in float64 tensors: every partial sum of a convolution stays below
+2^53, where float64 is exact, so neither the order of summation nor threads, batch or device can change it. Between the
+layers an arithmetic shift with rounding brings the sums back to fixed point (SPEC.md, section 6). Always on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cdcodec.config import ModelConfig
+from cdcodec.nets.hyperprior import HyperSynthesis
+from cdcodec.symbols import SYMBOL_LIMIT
+
+WEIGHT_LIMIT = 2**14
+ACTIVATION_BITS, ACTIVATION_LIMIT = 10, 2**20 - 1
+"""Activations between layers are in units of 1/2^10 and saturate at ±(2^20 - 1)."""
+SUM_LIMIT = 2**52
+STRIP_ELEMENTS = 2**23
+"""A convolution is computed in strips of rows whose unfolded input has at most about this many elements."""
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """One 3×3 convolution, zero-padded by one: sums = weight ∗ input + bias, output = (sums + half) >> shift.
+
+    weight: int16 (C_out, C_in, 3, 3). bias: int64 (C_out,), in the units of the sums. shift: uint8 (C_out,), 1…40.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shift: Tensor
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for tensors (from files) of another kind or with sums that could leave exact arithmetic."""
+        w, b, s = self.weight, self.bias, self.shift
+        if w.dtype != torch.int16 or b.dtype != torch.int64 or s.dtype != torch.uint8:
+            raise ValueError("an integer layer needs int16 weights, int64 biases and uint8 shifts")
+        if w.ndim != 4 or w.shape[2:] != (3, 3) or not b.shape == s.shape == w.shape[:1]:
+            raise ValueError(f"integer layer of shapes {tuple(w.shape)}, {tuple(b.shape)}, {tuple(s.shape)}")
+        largest = w.double().abs().sum(dim=(1, 2, 3)) * ACTIVATION_LIMIT + b.double().abs()
+        if not bool((largest < SUM_LIMIT).all()) or int(s.min()) < 1 or int(s.max()) > 40:
+            raise ValueError("an integer layer could leave the range of exact arithmetic")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → int64 (B, C_out, H, W)."""
+        weight, x = self.weight.double(), F.pad(x, (1, 1, 1, 1))
+        bias = (self.bias + (torch.ones_like(self.bias) << (self.shift.long() - 1)))[:, None, None]
+        shift = self.shift.long()[:, None, None]
+        height, width = x.shape[2] - 2, x.shape[3] - 2
+        rows = max(1, STRIP_ELEMENTS // (x.shape[1] * 9 * width))
+        strips = [
+            (F.conv2d(x[:, :, top : min(top + rows, height) + 2], weight).round().long() + bias) >> shift
+            for top in range(0, height, rows)
+        ]
+        return torch.cat(strips, dim=2)
+
+
+@dataclass(frozen=True)
+class IntegerHyperSynthesis:
+    """Exact twin of HyperSynthesis.
+
+    layers: as many as its own. thresholds: int32 (255,), ascending, on the raw scale output: the index is the number
+    of thresholds ≤ it. fraction_bits: f, of the last layer's output.
+    """
+
+    layers: tuple[IntegerLayer, ...]
+    thresholds: Tensor
+    fraction_bits: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for thresholds of another kind, or layers that do not follow on each other."""
+        t = self.thresholds
+        if t.dtype != torch.int32 or t.shape != (255,) or not bool((t[1:] > t[:-1]).all()):
+            raise ValueError("the scale thresholds must be 255 ascending int32")
+        for a, b in zip(self.layers[:-1], self.layers[1:], strict=True):
+            if len(a.bias) != 4 * b.weight.shape[1]:
+                raise ValueError("the integer layers do not follow on each other")
+
+    @classmethod
+    def of(cls, floats: HyperSynthesis, scales: NDArray[np.float64], config: ModelConfig) -> IntegerHyperSynthesis:
+        """Fixed-point layers for trained float ones; `scales` float64 (255,) are the thresholds of σ between indices."""
+        layers = []
+        for i, layer in enumerate(floats.layers):
+            bits_in = ACTIVATION_BITS if i else 0
+            bits_out = config.fraction_bits if i == len(floats.layers) - 1 else ACTIVATION_BITS
+            layers.append(_fixed_point(layer.weight, layer.bias, bits_in, bits_out))
+        thresholds = torch.tensor([round(math.log(s) * 2**config.fraction_bits) for s in scales], dtype=torch.int32)
+        return cls(tuple(layers), thresholds, config.fraction_bits)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], config: ModelConfig) -> IntegerHyperSynthesis:
+        """From the tensors integer.* of a checkpoint. Raises KeyError for a missing one, ValueError for a wrong one."""
+        layers = tuple(
+            IntegerLayer(*(tensors[f"integer.{i}.{leaf}"] for leaf in ("weight", "bias", "shift"))) for i in range(3)
+        )
+        if layers[0].weight.shape[1] != config.hyper or len(layers[-1].bias) != 2 * config.latent:
+            raise ValueError("the integer layers do not fit the checkpoint's architecture")
+        return cls(layers, tensors["integer.thresholds"], config.fraction_bits)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Under the names that `from_tensors` reads."""
+        named = {
+            f"integer.{i}.{leaf}": getattr(layer, leaf)
+            for i, layer in enumerate(self.layers)
+            for leaf in ("weight", "bias", "shift")
+        }
+        return {**named, "integer.thresholds": self.thresholds}
+
+    @torch.inference_mode()
+    def __call__(self, z: NDArray[np.int32], size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """z int32 (…, C_z, ⌈h/4⌉, ⌈w/4⌉) → index uint8 and mean int32 in 1/2^f, both (…, C_y, h, w) for size (h, w)."""
+        batch = z.shape[:-3]
+        x = torch.from_numpy(z.reshape(-1, *z.shape[-3:])).double()
+        for layer in self.layers[:-1]:
+            x = F.pixel_shuffle(layer(x).clamp(0, ACTIVATION_LIMIT).double(), 2)
+        out = self.layers[-1](x)[:, :, : size[0], : size[1]]
+        raw, mean = out.chunk(2, dim=1)
+        index = torch.searchsorted(self.thresholds.long(), raw.contiguous(), right=True).to(torch.uint8)
+        limit = SYMBOL_LIMIT << self.fraction_bits
+        shape = (*batch, *raw.shape[1:])
+        return index.numpy().reshape(shape), mean.clamp(-limit, limit).to(torch.int32).numpy().reshape(shape)
+
+
+def _fixed_point(weight: Tensor, bias: Tensor | None, bits_in: int, bits_out: int) -> IntegerLayer:
+    """Each output channel in the finest power-of-two units that keep its weights within ±2^14."""
+    w = weight.detach().double().cpu()
+    b = torch.zeros(len(w), dtype=torch.float64) if bias is None else bias.detach().double().cpu()
+    largest = w.abs().amax(dim=(1, 2, 3)).clamp(min=1e-9)
+    bits = torch.floor(torch.log2(WEIGHT_LIMIT / largest)).clamp(max=30)
+    bits = bits.clamp(min=bits_out - bits_in + 1)
+    units = 2.0**bits
+    return IntegerLayer(
+        weight=(w * units[:, None, None, None]).round().to(torch.int16),
+        bias=(b * units * 2**bits_in).round().long(),
+        shift=(bits + bits_in - bits_out).to(torch.uint8),
+    )

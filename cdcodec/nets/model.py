@@ -1,0 +1,124 @@
+"""The tensor side of the codec: a picture to Symbols, and a decoded latent to a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cdcodec.nets.diffusion import ddim, sigma_grid
+from cdcodec.nets.integer import IntegerHyperSynthesis
+from cdcodec.nets.networks import Networks
+from cdcodec.symbols import SYMBOL_LIMIT, Symbols
+
+Progress = Callable[[int, int], None]
+
+
+class Conditioning(NamedTuple):
+    """The ladder's rows for one λ: condition (1, K), gain and inverse_gain (1, C_y, 1, 1), variance (1,)."""
+
+    condition: Tensor
+    gain: Tensor
+    inverse_gain: Tensor
+    variance: Tensor
+
+
+class Model:
+    """Networks ready for use on one device in one precision, with the integer hyper-synthesis on the CPU.
+
+    device: where the networks run. dtype: float32 or bfloat16, of the convolutions; latents and pixels are float32.
+    """
+
+    def __init__(
+        self, networks: Networks, integer: IntegerHyperSynthesis, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config = networks.config
+        self.integer, self.device, self.dtype = integer, device, dtype
+        self.networks = networks.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        for part in (self.networks.analysis.levels, self.networks.synthesis.levels, self.networks.unet):
+            part.to(dtype)  # cast once; the layers around them stay float32
+
+    def condition(self, lam: float) -> Conditioning:
+        """The conditioning of λ, interpolated between the ladder's rungs."""
+        ladder = self.networks.ladder
+        rows = ladder.weights(torch.tensor([lam], dtype=torch.float32, device=self.device))
+        wide = (slice(None), slice(None), None, None)
+        return Conditioning(
+            rows @ ladder.condition,
+            (rows @ ladder.log_gain).exp()[wide],
+            (rows @ ladder.log_inverse_gain).exp()[wide],
+            (rows @ ladder.log_variance).exp(),
+        )
+
+    @torch.inference_mode()
+    def analyse(self, pixels: NDArray[np.uint8], lam: float) -> Symbols:
+        """Padded pixels uint8 (H, W, 3), H and W multiples of the stride → the Symbols that code them.
+
+        y's index and mean come from the integers of z, by the very function that the decoder calls.
+        """
+        given = self.condition(lam)
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)[None].permute(0, 3, 1, 2)
+        x = (x.float() / 127.5 - 1).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        y = self.networks.analysis(x, given.condition) * given.gain
+        z = _integers(self.networks.hyper_analysis(y))
+        index, mean = self.integer(z, (y.shape[2], y.shape[3]))
+        centred = y[0].double().cpu() - torch.from_numpy(mean) / 2.0**self.config.fraction_bits
+        return Symbols(z=z, y=_integers(centred[None]), index=index, mean=mean)
+
+    @torch.inference_mode()
+    def synthesise(
+        self,
+        latent: NDArray[np.int32],
+        lam: float,
+        *,
+        steps: int,
+        gamma: float,
+        seed: int,
+        rho: float,
+        progress: Progress | None = None,
+    ) -> NDArray[np.uint8]:
+        """ŷ int32 (C_y, h, w) in 1/2^f → pixels uint8 (16h, 16w, 3); steps 0 is the light head alone.
+
+        progress(done, steps) is called behind each step.
+        """
+        given = self.condition(lam)
+        y = torch.from_numpy(latent).to(self.device)[None].float() / 2.0**self.config.fraction_bits
+        y = (y * given.inverse_gain).contiguous(memory_format=torch.channels_last)
+        pyramid, base = self.networks.synthesis(y, given.condition, self.dtype)
+        if steps == 0:
+            return _pixels(base)
+        contributions = self.networks.unet.contributions(pyramid)
+        del pyramid
+
+        def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
+            level, realism = (torch.tensor([v], dtype=torch.float32, device=self.device) for v in (alpha_bar, rho))
+            return self.networks.predict(
+                x_t, level, base, given.variance, given.condition, realism, contributions, self.dtype
+            )
+
+        report = None if progress is None else lambda i, _: progress(i + 1, steps)
+        return _pixels(ddim(denoise, self._start(base.shape, gamma, seed), sigma_grid(steps), report))
+
+    def _start(self, shape: torch.Size, gamma: float, seed: int) -> Tensor:
+        """x_N = γ·ε. NumPy's RandomState is a frozen stream: the same noise on every device and in every release."""
+        if gamma == 0:
+            return torch.zeros(shape, device=self.device)
+        noise = np.random.RandomState(seed).standard_normal(tuple(shape[1:])).astype(np.float32)
+        return torch.from_numpy(noise)[None].to(self.device) * gamma
+
+
+def _integers(values: Tensor) -> NDArray[np.int32]:
+    """(1, C, h, w) floats → int32 (C, h, w), rounded and saturated at ±SYMBOL_LIMIT."""
+    rounded: NDArray[np.int32] = values[0].round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32).cpu().numpy()
+    return rounded
+
+
+def _pixels(x: Tensor) -> NDArray[np.uint8]:
+    """(1, 3, H, W) in [-1, 1] → uint8 (H, W, 3)."""
+    scaled = ((x[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels: NDArray[np.uint8] = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
+    return pixels

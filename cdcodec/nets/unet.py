@@ -1,0 +1,81 @@
+"""The conditional denoiser, raw network only: what it is told and what its output means is decided in diffusion.py."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdcodec.config import ModelConfig
+from cdcodec.nets.layers import Block, Linear, Upsample, conv3, fourier, norm
+
+NOISE_FEATURES = 6
+LOG_SIGMA_RANGE = (-6.0, 3.0)
+"""log σ is told to the network clamped to this range: outside of it more or less noise changes nothing."""
+
+
+class UNet(nn.Module):
+    """Picture-shaped input (B, 3, H, W) → picture-shaped output (B, 3, H, W) float32, given context and embedding.
+
+        x ─ unshuffle 4 ─ conv ─ blocks ──────────── cat ─ blocks ─ norm ─ conv ─ shuffle 4 ─
+                                   ↓2                 ↑2
+                                 blocks ──── cat ─ blocks
+                                   ↓2         ↑2
+                                 blocks ─── blocks              every block is told the context of its resolution
+
+    `contributions` (what the blocks take from the context pyramid) and the embedding do not depend on x: compute the
+    first once per picture, the second once per step.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths, context, e = config.unet_widths, config.analysis_widths, config.embedding
+        self.unshuffle = config.unshuffle
+        self.embed_in = Linear(2 * NOISE_FEATURES + config.condition + 1, e)
+        self.embed_out = Linear(e, e)
+        self.stem = conv3(3 * self.unshuffle**2, widths[0])
+        depth = range(config.unet_depth)
+        self.down_blocks = nn.ModuleList(
+            nn.ModuleList(Block(w, w, e, c) for _ in depth) for w, c in zip(widths, context, strict=True)
+        )
+        self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.up_blocks = nn.ModuleList(
+            nn.ModuleList(Block(2 * w if i == 0 and w != widths[-1] else w, w, e, c) for i in depth)
+            for w, c in zip(widths, context, strict=True)
+        )
+        self.ups = nn.ModuleList(Upsample(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.head = conv3(widths[0], 3 * self.unshuffle**2, zero=True)
+
+    def embed(self, sigma: Tensor, condition: Tensor, rho: Tensor) -> Tensor:
+        """σ (B,) > 0 or inf, λ's vector (B, K), ρ (B,) → embedding (B, E) float32."""
+        low, high = LOG_SIGMA_RANGE
+        u = (sigma.clamp(math.exp(low), math.exp(high)).log() - low) / (high - low) * 2 - 1
+        features = torch.cat((fourier(u, NOISE_FEATURES), condition, rho[:, None]), dim=1)
+        return F.silu(self.embed_out(F.silu(self.embed_in(features))))
+
+    def contributions(self, pyramid: list[Tensor]) -> list[list[Tensor]]:
+        """Per level the contributions of the context to the blocks down and up, each (B, width, H_i, W_i)."""
+        return [
+            [block.contribute(c) for block in (*self.down_blocks[i], *self.up_blocks[i])]
+            for i, c in enumerate(pyramid)
+        ]
+
+    def forward(self, x: Tensor, embedding: Tensor, contributions: list[list[Tensor]]) -> Tensor:
+        h = self.stem(F.pixel_unshuffle(x, self.unshuffle))
+        skips: list[Tensor] = []
+        last = len(self.down_blocks) - 1
+        for i, blocks in enumerate(self.down_blocks):
+            for block, contribution in zip(blocks, contributions[i][: len(blocks)], strict=True):
+                h = block(h, embedding, contribution)
+            if i < last:
+                skips.append(h)
+                h = self.downs[i](h)
+        for i in reversed(range(last + 1)):
+            if i < last:
+                h = torch.cat((self.ups[i](h), skips[i]), dim=1)
+            blocks = self.up_blocks[i]
+            for block, contribution in zip(blocks, contributions[i][len(blocks) :], strict=True):
+                h = block(h, embedding, contribution)
+        return F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()

@@ -1,0 +1,52 @@
+"""Shared fixtures: a seeded, untrained tiny model in the shipped layout, and small pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cdcodec.config import PRESETS
+from cdcodec.weights import Checkpoint, load_model
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder holding compact-x with the architecture of tiny-x, all eight λ, random but lively weights."""
+    import dataclasses
+
+    from cdcodec.lab.export import write_checkpoints
+    from cdcodec.lab.rate import RateModel
+    from cdcodec.nets.networks import Networks
+
+    config = dataclasses.replace(PRESETS["tiny-x"], preset="compact-x")
+    torch.manual_seed(1)
+    networks, rate = Networks(config), RateModel(config)
+    with torch.no_grad():
+        for name, p in networks.named_parameters():
+            if p.ndim == 4 and not p.any():
+                p.normal_(0, 0.05)
+            if name == "ladder.log_gain":
+                p.copy_(3 - torch.linspace(0, 2, len(p))[:, None].expand_as(p))
+        networks.hyper_synthesis.layers[-1].bias[: config.latent] = 1.0
+    root = tmp_path_factory.mktemp("weights")
+    write_checkpoints(networks, rate, root / "compact-x", {"steps": "0"}, {lam: 1.0 for lam in config.ladder})
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_weights: Path) -> Checkpoint:
+    """The tiny model, on the CPU in float32."""
+    return load_model(tiny_weights, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="session")
+def photograph() -> NDArray[np.uint8]:
+    """A real picture, uint8 (64, 96, 3): a piece of scikit-image's astronaut."""
+    from skimage import data
+
+    picture: NDArray[np.uint8] = data.astronaut()[0:128:2, 160:352:2]
+    return picture
