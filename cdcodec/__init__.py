@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cdcodec.bits.container import Header
+    from cdcodec.weights import Checkpoint
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "decode", "encode", "errors", "load_model", "read_header"]
 
 
 def encode(
-    image: Image | NDArray[np.uint8], lam: float = DEFAULT_LAMBDA, *, model: Any = None, strip: bool = False
+    image: Image | NDArray[np.uint8],
+    lam: float = DEFAULT_LAMBDA,
+    *,
+    model: Checkpoint | None = None,
+    strip: bool = False,
 ) -> bytes:
     """Code a picture as the bytes of a .cdc file.
 
@@ -40,11 +45,11 @@ def encode(
     """
     from PIL.Image import Image as PILImage
 
-    from cdcodec import codec
-    from cdcodec import image as pictures
+    from cdcodec.codec import encode as encode_pixels
+    from cdcodec.image import from_array, from_pil
 
-    picture = pictures.from_pil(image, strip=strip) if isinstance(image, PILImage) else pictures.from_array(image)
-    return codec.encode(picture.pixels, model or _shipped(None), lam, picture.chunks)
+    picture = from_pil(image, strip=strip) if isinstance(image, PILImage) else from_array(image)
+    return encode_pixels(picture.pixels, model or _shipped(None), lam, picture.chunks)
 
 
 def decode(
@@ -54,7 +59,7 @@ def decode(
     gamma: float | None = None,
     seed: int = 0,
     rho: float | None = None,
-    model: Any = None,
+    model: Checkpoint | None = None,
 ) -> Image:
     """Paint the picture of a .cdc file: a PIL image of the original's mode, with its metadata in `.info`.
 
@@ -62,29 +67,29 @@ def decode(
     deterministic, 0.8 gives texture. rho: 0 for fidelity to 0.9 for looks. None: the checkpoint's own default.
     The same seed gives the same picture. Raises BitstreamError, WeightsError.
     """
-    from cdcodec import codec
-    from cdcodec import image as pictures
+    from cdcodec.codec import decode as decode_pixels
+    from cdcodec.image import to_pil
 
     if model is None:
         model = _shipped(read_header(data).checkpoint)
-    pixels, chunks = codec.decode(data, model, steps=steps, gamma=gamma, seed=seed, rho=rho)
-    return pictures.to_pil(pixels, chunks)
+    pixels, chunks = decode_pixels(data, model, steps=steps, gamma=gamma, seed=seed, rho=rho)
+    return to_pil(pixels, chunks)
 
 
 def read_header(data: bytes) -> Header:
     """What the first 28 bytes of a .cdc file say: λ, width, height, checkpoint. Raises BitstreamError."""
-    from cdcodec.bits import container
+    from cdcodec.bits.container import read_header as read
 
-    return container.read_header(data)
+    return read(data)
 
 
-def load_model(root: str | Path | None = None, **options: Any) -> Any:
+def load_model(root: str | Path | None = None, **options: Any) -> Checkpoint:
     """Load weights, to be given to `encode` and `decode`; see `cdcodec.weights.load_model`. Raises WeightsError."""
-    from cdcodec import weights
+    from cdcodec.weights import load_model as load
 
-    return weights.load_model(root, **options)
+    return load(root, **options)
 
 
 @lru_cache(maxsize=2)
-def _shipped(checkpoint: int | None) -> Any:
+def _shipped(checkpoint: int | None) -> Checkpoint:
     return load_model(checkpoint=checkpoint)

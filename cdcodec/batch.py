@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cdcodec.weights import Checkpoint
+
 
 @dataclass(frozen=True)
 class Done:
@@ -59,7 +61,7 @@ class Task(Protocol):
 class Encode:
     """Pictures to .cdc files. `load` gives the model and the λ to use, the same ones at every call."""
 
-    load: Callable[[], tuple[Any, float]]
+    load: Callable[[], tuple[Checkpoint, float]]
     max_pixels: int = pictures.MAX_PIXELS
     strip: bool = False
     verb: ClassVar[str] = "encoded"
@@ -69,10 +71,10 @@ class Encode:
         content = files.read(source) if source == files.STANDARD else source
         return pictures.read(content, max_pixels=self.max_pixels, strip=self.strip)
 
-    def model(self, picture: pictures.Picture) -> tuple[Any, float]:
+    def model(self, picture: pictures.Picture) -> tuple[Checkpoint, float]:
         return self.load()
 
-    def work(self, picture: pictures.Picture, model: tuple[Any, float]) -> tuple[bytes, float]:
+    def work(self, picture: pictures.Picture, model: tuple[Checkpoint, float]) -> tuple[bytes, float]:
         from cdcodec import codec
 
         return codec.encode(picture.pixels, model[0], model[1], picture.chunks), model[1]
@@ -91,7 +93,7 @@ class Decode:
     format: Pillow's name of the format; None goes by the target's extension, PNG on standard output.
     """
 
-    load: Callable[[int], Any]
+    load: Callable[[int], Checkpoint]
     settings: Mapping[str, Any]
     format: str | None = None
     original_depth: bool = False
@@ -104,13 +106,13 @@ class Decode:
         container.read_header(data, self.max_pixels)
         return data
 
-    def model(self, data: bytes) -> Any:
+    def model(self, data: bytes) -> Checkpoint:
         return self.load(container.read_header(data, self.max_pixels).checkpoint)
 
-    def work(self, data: bytes, model: Any) -> tuple[NDArray[np.uint8], dict[str, bytes]]:
+    def work(self, data: bytes, model: Checkpoint) -> tuple[NDArray[np.uint8], dict[str, bytes]]:
         from cdcodec import codec
 
-        return codec.decode(data, model, **self.settings)
+        return codec.decode(data, model, max_pixels=self.max_pixels, **self.settings)
 
     def finish(self, job: Job, data: bytes, result: tuple[NDArray[np.uint8], dict[str, bytes]]) -> Done:
         pixels, chunks = result

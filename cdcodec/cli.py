@@ -13,8 +13,16 @@ import click
 
 from cdcodec import __version__, files
 from cdcodec.config import DEFAULT_LAMBDA
-from cdcodec.errors import CdcodecError, WeightsError
-from cdcodec.options import Program, batch_options, finite, inputs_and_output, network_options, weights_option
+from cdcodec.errors import CdcodecError, TrainingError, WeightsError
+from cdcodec.options import (
+    FOLDER,
+    Program,
+    batch_options,
+    device_options,
+    finite,
+    inputs_and_output,
+    weights_option,
+)
 
 
 @click.group(cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,7 +50,8 @@ def main(ctx: click.Context, debug: bool) -> None:
               help="Instead of --lambda: one of the eight the weights were trained for; 8 is best.")
 @click.option("--model", "preset", metavar="NAME", default="compact-x", show_default=True)
 @click.option("--strip", is_flag=True, help="Leave out EXIF, XMP and, after converting to sRGB, the ICC profile.")
-@network_options
+@weights_option
+@device_options
 @batch_options
 @click.pass_obj
 def encode(debug: bool, *, paths: tuple[str, ...], lam: float | None, quality: int | None, preset: str, strip: bool,
@@ -82,7 +91,8 @@ def encode(debug: bool, *, paths: tuple[str, ...], lam: float | None, quality: i
 @click.option("--format", "format", metavar="NAME", help="png, jpg, webp, tiff, ... [default: by OUT, else png]")
 @click.option("--depth", type=click.Choice(["original", "8"]), default="8", show_default=True,
               help="Bits per channel to write; original brings 16-bit pictures back, as PNG.")
-@network_options
+@weights_option
+@device_options
 @batch_options
 @click.pass_obj
 def decode(debug: bool, *, paths: tuple[str, ...], format: str | None, depth: str, steps: int | None, seed: int,
@@ -142,42 +152,63 @@ def weights_list(weights: Path | None) -> None:
     click.echo(f"{'preset':<12} {'lambda':>8} {'bpp':>7} {'bytes':>10}  {'bitstream':<10} licence")
     for entry in store.list_checkpoints(store.find_weights(weights)):
         bpp = "-" if entry.bpp is None else f"{entry.bpp:.3f}"
-        size = f"{entry.preset:<12} {entry.lam:>8g} {bpp:>7} {entry.bytes:>10}"
-        click.echo(f"{size}  {entry.bitstream_id:<10} {entry.licence}")
+        identity = int.from_bytes(bytes.fromhex(entry.bitstream_id)[:4], "little")  # as info shows a file's checkpoint
+        line = f"{entry.preset:<12} {entry.lam:>8g} {bpp:>7} {entry.bytes:>10}  {identity:08x}"
+        click.echo(f"{line:<52} {entry.licence}")
 
 
 @weights_group.command("verify")
 @weights_option
-def weights_verify(weights: Path | None) -> None:
+def weights_verify(weights: Path | None) -> int:
     """Check every file of the weights against its hash."""
     from cdcodec import weights as store
 
-    for path in store.verify(store.find_weights(weights)):
-        click.echo(f"{click.format_filename(path)}: sound")
+    results = store.verify(store.find_weights(weights))
+    for path, verdict in results:
+        click.echo(f"{click.format_filename(path)}: {verdict}")
+    return 0 if all(verdict == "ok" for _, verdict in results) else 1
 
 
 @main.command()
-@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of photographs to train on.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run: state, log, pictures.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Recipe to train by.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out at its next step.")
-def train(images: Path, out: Path, config_path: Path | None, resume: bool) -> None:
+@click.option("--images", metavar="DIR", required=True, type=FOLDER, help="Photographs to train on.")
+@click.option("--out", "run", metavar="DIR", required=True, type=FOLDER, help="Where state, log and pictures go.")
+@click.option("--recipe", metavar="NAME", help="One that comes with cdcodec, or a TOML file. [default: compact-x]")
+@click.option("--resume", is_flag=True, help="Continue the run in --out at its next step, by its own recipe.")
+@click.option("--start", metavar="DIR", type=FOLDER, help="Begin with the weights in this folder.")
+@click.option("--valid", "validation", metavar="DIR", type=FOLDER, help="Photographs to watch the progress on.")
+@click.option("--metric-weights", metavar="DIR", type=FOLDER, help="Where the weights of LPIPS lie.")
+@click.option("--minutes", metavar="FLOAT", type=click.FloatRange(min=0), callback=finite, help="Stop after these.")
+@click.option("--compile", is_flag=True, help="Compile the step; worth it on a GPU.")
+@device_options
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: Path | None, threads: int | None,
+          **options: Any) -> None:  # fmt: skip
     """Train a model on a folder of photographs. Several processes: torchrun -m cdcodec train ..."""
+    if resume and (recipe or start):
+        raise click.UsageError("--resume goes by the run's own recipe and weights; leave out --recipe and --start")
     with _extra_train():
-        from cdcodec.lab.train import train as run
+        from cdcodec import weights as store
+        from cdcodec.lab import recipe as recipes
+        from cdcodec.lab import train as trainer
 
-        run(config_path, images, out, resume)
+        _set_threads(threads)
+        if not resume and (run / trainer.STATE).exists():
+            raise TrainingError(f"{run} holds a training run already; --resume continues it")
+        chosen = None if resume else recipes.load_recipe(recipe or "compact-x")
+        tensors = store.load_tensors(start, preset=chosen.preset)[0] if chosen and start else None
+        trainer.train(images, run, chosen, start=tensors, **options)
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("run", type=FOLDER)
+@click.argument("out", type=FOLDER)
 def export(run: Path, out: Path) -> None:
-    """Make checkpoints in the folder OUT from the training run in the folder RUN."""
+    """Make checkpoints below the folder OUT from the training run in the folder RUN."""
     with _extra_train():
-        from cdcodec.lab.export import export as make
+        from cdcodec.lab.export import export_run
 
-        make(run, out)
+        for path in export_run(run, out):
+            click.echo(f"{click.format_filename(path)} {path.stat().st_size}")
 
 
 def _plan(
@@ -206,14 +237,18 @@ def _loader(options: dict[str, Any]) -> Callable[..., Any]:
     def load(**which: Any) -> Any:
         from cdcodec import weights as store
 
-        if options["threads"]:
-            import torch
-
-            torch.set_num_threads(options["threads"])
+        _set_threads(options["threads"])
         root = store.find_weights(options["weights"])
         return store.load_model(root, device=options["device"], precision=options["precision"], **which)
 
     return load
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _rung(ladder: tuple[float, ...], quality: int) -> float:

@@ -108,7 +108,9 @@ def write(target: str, data: bytes, *, force: bool) -> None:
     if target == STANDARD:
         if sys.stdout.isatty():
             raise OutputError("standard output is a terminal; name a file, or pipe it on")
-        sys.stdout.buffer.write(data)
+        rest = memoryview(data)
+        while rest:  # unbuffered (python -u), it takes only as much as fits the pipe
+            rest = rest[sys.stdout.buffer.write(rest) :]
         sys.stdout.buffer.flush()
         return
     if force and os.path.islink(target):

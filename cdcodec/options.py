@@ -67,15 +67,16 @@ inputs_and_output = click.argument(
     "paths", metavar="IN [OUT] | IN... -o DIR", nargs=-1, required=True, type=click.Path(path_type=str, allow_dash=True)
 )
 
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
 weights_option = click.option(
     "--weights",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="Folder of weights. [default: $CDCODEC_WEIGHTS, else those that ship]",
 )
 
-network_options = together(
-    weights_option,
+device_options = together(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option("--threads", metavar="N", type=click.IntRange(min=1), help="CPU threads. [default: all cores]"),
     click.option(

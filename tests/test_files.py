@@ -172,7 +172,7 @@ def test_prepare_creates_the_tree_only_when_asked(tmp_path):
 
 def test_prepare_where_a_file_is_in_the_way(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="the folder .*file cannot be created"):
+    with pytest.raises(OutputError, match=r"the folder .*file cannot be created"):
         files.prepare([Job("a", str(tmp_path / "file" / "a.cdc"))], create=True)
 
 
@@ -299,6 +299,27 @@ def test_terminals_are_neither_read_nor_written(monkeypatch):
     with pytest.raises(OutputError, match="standard output is a terminal"):
         files.write("-", b"bytes", force=False)
     assert screen.getvalue() == b""
+
+
+class Unbuffered(io.RawIOBase):
+    """Standard output under `python -u`: takes only some of the bytes at a time."""
+
+    def __init__(self):
+        self.taken = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.taken += bytes(data[:100])
+        return min(100, len(data))
+
+
+def test_standard_output_that_takes_a_little_at_a_time(monkeypatch):
+    stream = Unbuffered()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, write_through=True))
+    files.write("-", bytes(range(256)), force=False)
+    assert stream.taken == bytes(range(256))
 
 
 def test_reading_what_is_not_there(tmp_path):

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import cdcodec
 
@@ -24,11 +25,11 @@ ARROWS = {
     "files": set(),
     "target": {"bits.container", "codec"},
     "pillow": {"bits.container", "codec"},
-    "codec": {"bits", "image", "nets"},
+    "codec": {"bits", "image", "nets", "weights"},
     "image": {"metadata", "modes"},
     "metadata": set(),
     "modes": set(),
-    "weights": {"bits.tables", "nets"},
+    "weights": {"bits", "nets"},
     "lab": {"__init__", "bits.tables", "codec", "image", "lab", "nets", "weights"},
     "nets": {"nets"},
     "bits": {"bits"},
@@ -86,7 +87,7 @@ def imports(path: Path) -> set[str]:
 
 
 def part(module: str) -> str:
-    return module.split(".")[0]
+    return module.partition(".")[0]
 
 
 @pytest.mark.parametrize("module", list(MODULES))
@@ -121,8 +122,10 @@ def test_sizes():
 def loaded_by(code: str) -> set[str]:
     """The top-level packages in sys.modules after running Python code in a fresh process."""
     script = f"import sys\n{code}\nprint('LOADED', *sorted({{name.split('.')[0] for name in sys.modules}}))"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    return set(result.stdout.split("LOADED ")[1].split())
+    fresh = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    return set(fresh.stdout.split("LOADED ")[1].split())
 
 
 def command(*arguments: str) -> str:
@@ -156,6 +159,20 @@ def test_info_is_cheap(tmp_path, flags):
     header = container.Header(checkpoint=1, lam=0.0128, width=3, height=5, symbol_check=7)
     (tmp_path / "x.cdc").write_bytes(container.pack(header, {}, b"payload"))
     assert not loaded_by(command("info", str(tmp_path / "x.cdc"), *flags)) & (HEAVY | {"numpy", "PIL"})
+
+
+def test_weights_list_is_cheap(tiny_weights):
+    assert "torch" not in loaded_by(command("weights", "list", "--weights", str(tiny_weights)))
+
+
+def test_coding_needs_no_extra(tiny_weights, tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "in.png")
+    coded = str(tmp_path / "x.cdc")
+    encode = command("encode", str(tmp_path / "in.png"), coded, "--weights", str(tiny_weights))
+    decode = command("decode", coded, str(tmp_path / "out.png"), "--steps", "1", "--weights", str(tiny_weights))
+    loaded = loaded_by(encode + decode)
+    assert {"torch", "constriction", "safetensors", "PIL"} <= loaded
+    assert not loaded & (HEAVY - {"torch"})
 
 
 def test_the_version_is_stated_twice_and_equal():
