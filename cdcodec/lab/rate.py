@@ -6,12 +6,17 @@ density convolved with a unit box, Ballé et al. 2018 (arXiv 1802.01436), with t
 
 from __future__ import annotations
 
+import warnings
+
 import torch
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
 from cdcodec.nets.hyperprior import SCALE_MIN
+
+with warnings.catch_warnings():  # compressai 1.2 still uses torch.jit.script, which newer versions of torch deprecate
+    warnings.simplefilter("ignore", FutureWarning)
+    from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 
 LIKELIHOOD_MIN = 1e-9
 
