@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +220,7 @@ def train(
 ) -> None:
     """Trains in the folder `run`, going on there if it holds a state, until the recipe's last step or `minutes`.
 
-    recipe None takes the run's own. Raises TrainingError, WeightsError; Ctrl-C saves the state and passes on.
+    recipe None takes the run's own. Raises TrainingError, WeightsError; Ctrl-C and SIGTERM save the state first.
     """
     from cdcodec.weights import pick_device, pick_dtype
 
@@ -263,6 +265,7 @@ def _loop(
     save_minutes: float,
     validate_minutes: float,
 ) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # being told to stop saves the state, as Ctrl-C does
     began = saved = validated = time.monotonic()
     sums: dict[str, Tensor] = {}
 

@@ -26,8 +26,10 @@ class Ladder(nn.Module):
         self.register_buffer("log_lambda", log_lambda)
         middle, half = (log_lambda[0] + log_lambda[-1]) / 2, (log_lambda[-1] - log_lambda[0]).clamp(min=1e-6) / 2
         self.condition = nn.Parameter(fourier((log_lambda - middle) / half, config.condition // 2))
-        self.log_gain = nn.Parameter(torch.full((len(log_lambda), config.latent), 2.0))
-        self.log_inverse_gain = nn.Parameter(torch.full((len(log_lambda), config.latent), -2.0))
+        # The best step of a quantiser grows with √λ, so the gains begin on that slope.
+        log_gain = (2 - 0.5 * (log_lambda - middle))[:, None].repeat(1, config.latent)
+        self.log_gain = nn.Parameter(log_gain)
+        self.log_inverse_gain = nn.Parameter(-log_gain)
         self.log_variance = nn.Parameter(torch.full((len(log_lambda),), math.log(0.01)))
 
     def weights(self, lam: Tensor) -> Tensor:
