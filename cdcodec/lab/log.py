@@ -71,7 +71,8 @@ def draw_curves(log: Path) -> None:
         part = [line for line in steps if line["phase"] == kind]
         left.plot([p["step"] for p in part], [p["loss"] for p in part], label=kind, linewidth=0.8)
     left.set(xlabel="step", ylabel="loss", yscale="log")
-    left.legend()
+    if steps:
+        left.legend()
     for i, check in enumerate(checks):
         rows = check["validation"]
         shade = 0.8 * (1 - (i + 1) / len(checks))

@@ -54,8 +54,8 @@ class Weights:
 class Objective(nn.Module):
     """Loss of one batch. Call with x (B, 3, S, S), keys int64 (B,) and the ramp in [0, 1] that scales λ.
 
-    Returns the loss and a dict of detached 0-dim tensors for the log. Samples come in fours: two start where
-    decoding starts (ᾱ = 0, x_t = γ·ε), one is a noised original, one a state the sampler itself would be in.
+    Returns the loss and a dict of detached 0-dim tensors for the log. The first half of the samples starts where
+    decoding starts (ᾱ = 0, x_t = γ·ε), the next quarter is noised originals, the last states of the sampler's own.
     """
 
     def __init__(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
-from cdcodec.nets.hyperprior import SCALE_MIN
+from cdcodec.nets.hyperprior import SCALE_MIN, HyperSynthesis
+from cdcodec.symbols import Symbols
 
 with warnings.catch_warnings():  # compressai 1.2 still uses torch.jit.script, which newer versions of torch deprecate
     warnings.simplefilter("ignore", FutureWarning)
@@ -61,3 +62,22 @@ class RateModel(nn.Module):
             last = int((total < total[-1] - tail / 2).sum())
             rows.append((first - limit, row[first : last + 1]))
         return rows
+
+
+@torch.no_grad()
+def estimate_bits(floats: dict[str, Tensor], config: ModelConfig, symbols: Symbols) -> float:
+    """The model's estimate of a coded picture: continuous float likelihoods of its ẑ and ŷ, by the float hyper-synthesis.
+
+    floats: as `weights.load_tensors` gives them. Real bytes differ from it by the tables' and the integers' rounding.
+    """
+    rate, synthesis = RateModel(config), HyperSynthesis(config)
+    rate.load_state_dict({**rate.state_dict(), **_part(floats, "rate.")})
+    synthesis.load_state_dict(_part(floats, "hyper_synthesis."))
+    z = torch.from_numpy(symbols.z)[None].float()
+    y = torch.from_numpy(symbols.latent(config.fraction_bits))[None].float() / 2.0**config.fraction_bits
+    log_scale, mean = synthesis(z, (y.shape[2], y.shape[3]))
+    return (rate.bits_z(z) + rate.bits_y(y, log_scale, mean)).item()
+
+
+def _part(floats: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value.float() for name, value in floats.items() if name.startswith(prefix)}

@@ -109,6 +109,8 @@ class Trainer:
             self._enter(index, phase.kind)
         share = phase.batch // self.world.size
         samples = torch.arange(share, device=self.device) + self.world.rank * share
+        # Every fourth sample is of one kind (Objective), wherever it is computed; equal kinds lie together.
+        samples = samples.view(-1, 4).T.reshape(-1)
         key = draws.keys(self.recipe.seed, self.step_count, samples)
         x = self.photographs.crops(key, phase.crop)
         ramp = torch.tensor(self.recipe.ramp_at(self.step_count) if self.ramp else 1.0, device=self.device)

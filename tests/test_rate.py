@@ -1,0 +1,69 @@
+"""Three rates side by side: with noise as in training, of the rounded latent, and of the real bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cdcodec import codec
+from cdcodec.bits import coder
+from cdcodec.bits.tables import ideal_bits
+from cdcodec.config import PRESETS
+from cdcodec.lab.rate import RateModel, estimate_bits
+from cdcodec.weights import Checkpoint, load_tensors
+
+CONFIG = PRESETS["tiny-x"]
+
+
+@pytest.fixture(scope="module")
+def rate() -> RateModel:
+    torch.manual_seed(0)
+    return RateModel(CONFIG).requires_grad_(False)
+
+
+def test_a_wide_gaussian_costs_its_entropy(rate: RateModel) -> None:
+    generator = torch.Generator().manual_seed(1)
+    sigma = torch.tensor(12.0)
+    y = sigma * torch.randn(1, CONFIG.latent, 64, 64, generator=generator)
+    bits = rate.bits_y(y.round(), sigma.log().expand_as(y), torch.zeros_like(y)).item() / y.numel()
+    assert bits == pytest.approx(0.5 * np.log2(2 * np.pi * np.e * 12**2), rel=0.005)
+
+
+def test_noise_stands_for_rounding_and_the_wrong_scale_costs_more_than_the_right_one(rate: RateModel) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for sigma in (0.5, 1.0, 5.0):
+        y = sigma * torch.randn(1, CONFIG.latent, 96, 96, generator=generator)
+        log_scale, zero = torch.full_like(y, np.log(sigma)), torch.zeros_like(y)
+        noisy = rate.bits_y(y + torch.rand(y.shape, generator=generator) - 0.5, log_scale, zero)
+        rounded = rate.bits_y(y.round(), log_scale, zero)
+        assert noisy.item() == pytest.approx(rounded.item(), rel=0.02)
+        assert rate.bits_y(y.round(), log_scale + 0.5, zero) > rounded
+
+
+def test_the_tables_of_z_are_its_density(rate: RateModel) -> None:
+    rows = rate.pmf_z()
+    assert len(rows) == CONFIG.hyper
+    first, pmf = rows[0]
+    assert pmf.sum().item() == pytest.approx(1, abs=1e-6)
+    z = torch.zeros(1, CONFIG.hyper, 1, 1) + 2
+    expected = -sum(torch.log2(pmf[2 - first]).item() for first, pmf in rows)
+    assert rate.bits_z(z).item() == pytest.approx(expected, rel=1e-4)
+    assert first < 0 < first + len(pmf)
+
+
+def test_real_bytes_stay_close_to_tables_and_estimate(tiny: Checkpoint, tiny_weights: object) -> None:
+    from skimage import data
+
+    floats, _, config = load_tensors(str(tiny_weights))
+    picture = data.astronaut()[:256, :384]
+    symbols = tiny.model.analyse(picture, 0.0048)
+    y_bits = ideal_bits(symbols.y, symbols.index, tiny.tables.y)
+    z_rows = np.arange(config.hyper)[:, None, None]
+    ideal = y_bits + ideal_bits(symbols.z, np.broadcast_to(z_rows, symbols.z.shape), tiny.tables.z)
+    real = 8 * len(coder.write(symbols, tiny.tables))
+    estimate = estimate_bits(floats, config, symbols)
+    assert ideal <= real <= 1.001 * ideal + 64
+    assert real <= 1.002 * estimate + 256
+    assert real >= 0.99 * estimate
+    assert len(codec.encode(picture, tiny, 0.0048)) == real // 8 + 28

@@ -1,0 +1,191 @@
+"""Training: every draw repeatable, resume exact, two processes equal to one, and it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdcodec.errors import TrainingError
+from cdcodec.lab import draws
+from cdcodec.lab.data import Photographs
+from cdcodec.lab.export import export_run
+from cdcodec.lab.objective import Phase
+from cdcodec.lab.optim import orthogonalise
+from cdcodec.lab.recipe import Recipe, load_recipe, parse_recipe
+from cdcodec.lab.train import STATE, Trainer, World, load_state, train
+from cdcodec.weights import load_model, load_tensors
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    preset="tiny-x",
+    warmup=1,
+    phases=(Phase("autoencoder", 2, 64, 8), Phase("joint", 2, 64, 8)),
+)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("astronaut", "coffee", "chelsea"):
+        Image.fromarray(getattr(data, name)()).resize((160, 128)).save(folder / f"{name}.png")
+    return folder
+
+
+def trainer(folder: Path, recipe: Recipe = RECIPE) -> Trainer:
+    return Trainer(recipe, Photographs(folder, CPU, 64), CPU, World())
+
+
+def test_draws_depend_on_seed_step_and_sample_alone() -> None:
+    samples = torch.arange(6)
+    key = draws.keys(1, 7, samples)
+    assert torch.equal(draws.uniform(key, 3, 50)[4:5], draws.uniform(draws.keys(1, 7, samples[4:5]), 3, 50))
+    others = [draws.uniform(key, 4, 50), *(draws.uniform(draws.keys(*k, samples), 3, 50) for k in ((2, 7), (1, 8)))]
+    for other in others:
+        assert not torch.equal(draws.uniform(key, 3, 50), other)
+
+
+def test_draws_are_uniform_normal_and_uncorrelated() -> None:
+    key = draws.keys(5, 11, torch.arange(4))
+    u, n = draws.uniform(key, 1, 50_000).double(), draws.normal(key, 2, 50_001).double()
+    assert u.min() > 0
+    assert u.max() < 1
+    histogram = torch.histc(u, 64, 0, 1)
+    chi2 = ((histogram - histogram.mean()) ** 2 / histogram.mean()).sum().item()
+    assert chi2 < 63 + 5 * math.sqrt(2 * 63)
+    for moment, expected in ((1, 0), (2, 1), (3, 0), (4, 3)):
+        assert n.pow(moment).mean().item() == pytest.approx(expected, abs=0.06)
+    both = torch.cat((u, u.roll(1, 1), n[:, :50_000]))
+    assert (torch.corrcoef(both) - torch.eye(len(both))).abs().max() < 0.03
+
+
+def test_crops_are_pieces_of_the_pictures(tmp_path: Path) -> None:
+    """A picture whose pixels say where they are: crops must be contiguous, half of them mirrored."""
+    y, x = np.mgrid[:100, :140].astype(np.uint8)
+    Image.fromarray(np.stack((y, x, np.full_like(x, 9)), 2)).save(tmp_path / "where.png")
+    photographs = Photographs(tmp_path, CPU, 64)
+    crops = photographs.crops(draws.keys(0, 0, torch.arange(40)), 64).add(1).mul(127.5).round().long()
+    steps = crops[:, 1, :, 1:] - crops[:, 1, :, :-1]
+    assert torch.equal(steps.amin(dim=(1, 2)), steps.amax(dim=(1, 2)))
+    assert 8 < (steps[:, 0, 0] == -1).sum() < 32
+    assert (crops[:, 0, 1:] - crops[:, 0, :-1] == 1).all()
+    assert len(crops[:, 0, 0, 0].unique()) > 10
+
+
+def test_training_lowers_the_loss(photographs: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, warmup=5, phases=(Phase("autoencoder", 60, 64, 8),))
+    run = trainer(photographs, recipe)
+    losses = [run.step()["loss"].item() for _ in range(60)]
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+
+
+def test_a_stopped_run_goes_on_exactly(photographs: Path, tmp_path: Path) -> None:
+    whole = trainer(photographs)
+    for _ in range(4):
+        whole.step()
+    first = trainer(photographs)
+    for _ in range(2):
+        first.step()
+    torch.save(first.state(), tmp_path / STATE)
+    second = trainer(photographs)
+    second.load(load_state(tmp_path))
+    for _ in range(2):
+        second.step()
+    for name in ("parameters", "average"):
+        for a, b in zip(whole.state()[name], second.state()[name], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_two_processes_have_the_gradients_of_one(photographs: Path, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_processes.py")
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533",
+                   "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}  # fmt: skip
+    command = [sys.executable, "-W", "ignore", str(script), str(photographs), str(tmp_path)]
+    processes = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    shared = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    alone = trainer(photographs, dataclasses.replace(RECIPE, clip=1e9, phases=(Phase("joint", 1, 64, 8),)))
+    alone.step()
+    ours = [p.grad for p in alone.parameters if p.grad is not None]
+    largest = max(g.abs().max() for g in ours)
+    for a, b in zip(ours, shared, strict=True):
+        assert (a - b).norm() <= 1e-5 * max(a.norm(), 1e-3 * largest)
+
+
+def test_muon_makes_updates_orthogonal() -> None:
+    matrices = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices).float())
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_a_run_from_start_to_checkpoints_and_on_from_them(photographs: Path, tmp_path: Path) -> None:
+    train(photographs, tmp_path / "run", RECIPE, validation=photographs, device="cpu", precision="float32", quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["validation"][0]["lambda"] == 0.0024
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+    assert next((tmp_path / "run").glob("validation-*.png")).stat().st_size > 1000
+    export_run(tmp_path / "run", tmp_path / "weights")
+    model = load_model(tmp_path / "weights", preset="tiny-x", device="cpu", precision="float32")
+    assert len(model.ladder) == 8
+    floats, _, _ = load_tensors(tmp_path / "weights", preset="tiny-x")
+    again = trainer(photographs)
+    again.start_from(floats)
+    averaged = load_state(tmp_path / "run")["average"]
+    for (name, p), value in zip(again.networks.named_parameters(), averaged, strict=False):
+        assert torch.allclose(p, value, atol=0.01 * value.abs().max().item() + 1e-6), name
+    assert again.step()["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("lr = 1", "no field lr"),
+        ("preset = 'papier'\n[[phase]]\nsteps = 1", "unknown preset"),
+        ("", "no \\[\\[phase\\]\\]"),
+        ("[[phase]]\nkind = 'magic'", "unknown kind"),
+        ("[[phase]]\nbatch = 6", "multiple of 4"),
+        ("[[phase]]\ncrop = 100", "one of 64"),
+        ("[[phase]]\nsteps = 'many'", "expected int"),
+        ("[[phase]", "not a TOML recipe"),
+    ],
+)
+def test_recipes_that_are_wrong_are_explained(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(TrainingError, match=complaint):
+        load_recipe(path)
+
+
+def test_the_recipes_that_come_with_cdcodec_are_sound() -> None:
+    for name in ("compact-x", "smoke"):
+        recipe = load_recipe(name)
+        assert parse_recipe(recipe.to_dict(), name) == recipe
+        assert recipe.rate_at(0) < recipe.rate_at(recipe.warmup) == 1
+        assert recipe.rate_at(recipe.steps - 1) <= 0.02
+    with pytest.raises(TrainingError, match="one of compact-x, smoke"):
+        load_recipe("nothing")
+
+
+def test_what_cannot_be_trained_on_is_said(photographs: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no pictures"):
+        train(tmp_path, tmp_path / "run", RECIPE)
+    big = dataclasses.replace(RECIPE, phases=(Phase("autoencoder", 1, 1024, 8),))
+    with pytest.raises(TrainingError, match="at least 1024"):
+        train(photographs, tmp_path / "run", big)
+    with pytest.raises(TrainingError, match="name a recipe"):
+        train(photographs, tmp_path / "run", None)
+    (tmp_path / "run" / STATE).write_bytes(b"nonsense")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        train(photographs, tmp_path / "run", RECIPE)
