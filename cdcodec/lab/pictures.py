@@ -1,0 +1,144 @@
+"""Pictures for a report: each codec at about equal bytes, and strips over a swept setting."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from cdcodec import image
+from cdcodec.errors import CdcodecError
+from cdcodec.lab.codecs import Codec, Own, Setting
+from cdcodec.lab.evaluate import Plan, Source, say
+from cdcodec.lab.metrics import Judge
+from cdcodec.lab.plots import OWN_CURVES, SWEEPS, Drawn, strip
+from cdcodec.lab.results import label
+from cdcodec.lab.summary import Curve
+
+TARGETS = (0.15, 0.3)
+LARGEST_SIDE = 768
+STRIP_SIDE = 256
+STRIPS = 3
+
+Pixels = NDArray[np.uint8]
+
+
+def choose(plan: Plan, count: int) -> list[Source]:
+    """`count` pictures, evenly spaced over those of the plan."""
+    places = np.linspace(0, len(plan.sources) - 1, min(count, len(plan.sources))).round()
+    return [plan.sources[int(i)] for i in places]
+
+
+def comparison(plan: Plan, curves: Mapping[str, Curve], source: Source, judge: Judge) -> dict[str, Any]:
+    """One picture for the page: the original and, near each target rate, ours and each peer at our number of bytes."""
+    pixels = image.read(source.path, strip=True).pixels
+    window = _centre(pixels.shape[0], pixels.shape[1])
+    shots: list[dict[str, Any]] = []
+    for target in TARGETS:
+        bpp = target
+        for codec in sorted(plan.codecs, key=lambda codec: not isinstance(codec, Own)):
+            try:
+                for made in _shots(codec, curves, source.name, pixels, bpp):
+                    decoded = made.pop("pixels")
+                    bpp = made["bpp"]
+                    made |= {"measures": judge(pixels, decoded), "uri": uri(decoded[window])}
+                    shots.append({"target": target, **made})
+            except Exception as error:  # as in the evaluation: the other codecs go on
+                say(f"cdcodec: error: {source.name}: {codec.name} for the page: {error}")
+    crop = pixels[window]
+    return {"name": source.name, "width": crop.shape[1], "height": crop.shape[0], "original": uri(crop), "shots": shots}
+
+
+def _shots(codec: Codec, curves: Mapping[str, Curve], name: str, pixels: Pixels, bpp: float) -> list[dict[str, Any]]:
+    """Facts and pixels of a codec at the rung that should come nearest to a rate: one encoding, its first settings."""
+    settings = codec.settings[:OWN_CURVES]
+    curve = curves.get(label(codec.name, settings[0]))
+    if curve is None or name not in curve.pictures:
+        return []
+    rung = rung_for(curve, name, bpp)
+    data = codec.encode(pixels, rung)
+    facts = {"rung": rung, "bytes": len(data), "bpp": 8 * len(data) / (pixels.shape[0] * pixels.shape[1])}
+    return [{"label": label(codec.name, s), **facts, "pixels": codec.decode(data, s)} for s in settings]
+
+
+def rung_for(curve: Curve, name: str, bpp: float) -> float:
+    """The λ, or quality in whole numbers, at which a picture should take a rate, by its ladder; clamped to its ends."""
+    results = curve.pictures[name]
+    at, rates = np.log(bpp), [np.log(r.bpp) for r in results]
+    if curve.own:
+        lam = float(np.exp(np.interp(at, rates, [np.log(r.rung) for r in results])))
+        return min(max(lam, min(r.rung for r in results)), max(r.rung for r in results))
+    return float(np.rint(np.interp(at, rates, [r.rung for r in results])))
+
+
+def strips(plan: Plan, folder: Path) -> list[Drawn]:
+    """For each swept setting of ours a few pictures, the original and all values side by side, at a middle λ."""
+    drawn: list[Drawn] = []
+    for codec in (codec for codec in plan.codecs if isinstance(codec, Own)):
+        swept = {variable: _swept(codec.settings, variable) for variable in SWEEPS}
+        if not any(swept.values()):
+            continue
+        rung = codec.rungs[len(codec.rungs) // 2]
+        for number, source in enumerate(choose(plan, STRIPS), 1):
+            pixels = image.read(source.path, strip=True).pixels
+            window = _liveliest(pixels)
+            try:
+                data = codec.encode(pixels, rung)
+            except CdcodecError as error:
+                say(f"cdcodec: error: {source.name}: {codec.name} for the strips: {error}")
+                continue
+            bpp = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
+            for variable, settings in swept.items():
+                columns = {"original": pixels[window]}
+                for setting in settings:
+                    columns[f"{variable} {setting[variable]:g}"] = codec.decode(data, setting)[window]
+                if settings:
+                    title = f"{codec.name}, λ {rung:g}, {bpp:.3f} bpp: {source.name} over {SWEEPS[variable]}"
+                    drawn.append(strip(columns, title, folder, f"strip-{codec.name}-{variable}-{number}"))
+    return drawn
+
+
+def _swept(settings: Sequence[Setting], variable: str) -> list[Setting]:
+    """The settings that differ in one variable alone, at least three, by its value; empty when there are none."""
+    groups: dict[tuple[Any, ...], list[Setting]] = defaultdict(list)
+    for setting in settings:
+        groups[tuple(sorted((k, v) for k, v in setting.items() if k != variable))].append(setting)
+    largest = max(groups.values(), key=len)
+    return sorted(largest, key=lambda setting: setting[variable]) if len(largest) > 2 else []
+
+
+def uri(pixels: Pixels) -> str:
+    """A picture as a data URI that browsers show: AVIF 4:4:4 of high quality, else lossless WebP."""
+    kind, options = ("avif", {"quality": 90, "subsampling": "4:4:4", "speed": 8})
+    if not features.check("avif"):
+        kind, options = "webp", {"lossless": True}
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind.upper(), **options)
+    return data_uri(buffer.getvalue(), f"image/{kind}")
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _centre(height: int, width: int) -> tuple[slice, slice]:
+    top, left = max(0, height - LARGEST_SIDE) // 2, max(0, width - LARGEST_SIDE) // 2
+    return slice(top, top + LARGEST_SIDE), slice(left, left + LARGEST_SIDE)
+
+
+def _liveliest(pixels: Pixels) -> tuple[slice, slice]:
+    """The square window whose green channel varies most, on a coarse grid."""
+    height, width = pixels.shape[:2]
+    windows = [
+        (slice(top, top + STRIP_SIDE), slice(left, left + STRIP_SIDE))
+        for top in range(0, max(1, height - STRIP_SIDE + 1), STRIP_SIDE // 2)
+        for left in range(0, max(1, width - STRIP_SIDE + 1), STRIP_SIDE // 2)
+    ]
+    return max(windows, key=lambda window: float(pixels[window][..., 1].std()))
