@@ -1,45 +1,35 @@
-"""Carry out planned jobs one after the other: keep going after a failure, tell what happened, sum up at the end.
+"""Carry out planned jobs: keep going after a failure, tell what happened, sum up at the end.
 
-A task has three stages, read, work and write; only work needs the network, so that a later version can read the next
-file and write the last one meanwhile.
+A task has three stages, read, work and finish. Only work needs the network; meanwhile the next file is read and the
+last one finished and written.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from cdcodec import files
 from cdcodec import image as pictures
 from cdcodec.bits import container
+from cdcodec.console import Console, Done, Options
 from cdcodec.errors import WeightsError
 from cdcodec.files import Job
+from cdcodec.threads import Sink, Source
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cdcodec.target import Hit, Target
     from cdcodec.weights import Checkpoint
 
-
-@dataclass(frozen=True)
-class Done:
-    """What a task made of one input.
-
-    data: the bytes of the output file. facts: width, height (pixels), lambda, bytes (of the .cdc file), and what else
-    `--json` should tell. notes: for the user.
-    """
-
-    data: bytes
-    facts: dict[str, Any]
-    notes: tuple[str, ...] = ()
+AHEAD = 2
+"""Inputs read ahead of the network, and outputs waiting behind it."""
 
 
 class Task(Protocol):
@@ -59,11 +49,18 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Encode:
-    """Pictures to .cdc files. `load` gives the model and the λ to use, the same ones at every call."""
+    """Pictures to .cdc files.
+
+    load: gives the model and the λ to use, the same ones at every call. target: instead of that λ, one searched for
+    each picture; typical, settings: as `target.encode` takes them.
+    """
 
     load: Callable[[], tuple[Checkpoint, float]]
     max_pixels: int = pictures.MAX_PIXELS
     strip: bool = False
+    target: Target | None = None
+    typical: Mapping[float, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     verb: ClassVar[str] = "encoded"
     one_model: ClassVar[bool] = True
 
@@ -74,15 +71,22 @@ class Encode:
     def model(self, picture: pictures.Picture) -> tuple[Checkpoint, float]:
         return self.load()
 
-    def work(self, picture: pictures.Picture, model: tuple[Checkpoint, float]) -> tuple[bytes, float]:
-        from cdcodec import codec
+    def work(self, picture: pictures.Picture, model: tuple[Checkpoint, float]) -> Hit:
+        from cdcodec import codec, target
 
-        return codec.encode(picture.pixels, model[0], model[1], picture.chunks), model[1]
+        checkpoint, lam = model
+        if self.target is None:
+            return target.Hit(codec.encode(picture.pixels, checkpoint, lam, picture.chunks), lam, 1)
+        return target.encode(
+            picture.pixels, checkpoint, self.target, picture.chunks, typical=self.typical, settings=self.settings
+        )
 
-    def finish(self, job: Job, picture: pictures.Picture, result: tuple[bytes, float]) -> Done:
-        data, lam = result
+    def finish(self, job: Job, picture: pictures.Picture, hit: Hit) -> Done:
         height, width = picture.pixels.shape[:2]
-        return Done(data, {"width": width, "height": height, "lambda": lam, "bytes": len(data)}, picture.notes)
+        facts = {"width": width, "height": height, "lambda": hit.lam, "bytes": len(hit.data)}
+        if self.target and hit.measured is not None:
+            facts[self.target.kind] = round(hit.measured, 5)
+        return Done(hit.data, facts, (*picture.notes, *hit.notes))
 
 
 @dataclass(frozen=True)
@@ -126,123 +130,127 @@ class Decode:
         return Done(buffer.getvalue(), {"width": width, "height": height, "lambda": lam, "bytes": len(data)})
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a batch treats what stands in its way, and what it tells."""
-
-    force: bool = False
-    skip_existing: bool = False
-    quiet: bool = False
-    json: bool = False
-    debug: bool = False
-
-
 def run(jobs: Sequence[Job], task: Task, options: Options) -> int:
     """Carry out the jobs; returns the exit code, 1 when any of them failed.
 
+    With several jobs, two threads read the next inputs and finish and write the last outputs while this one works.
     Raises WeightsError when `task.one_model` and its weights cannot be used, and BrokenPipeError.
     """
-    console = _Console(len(jobs), task.verb, options)
+    console = Console(len(jobs), task.verb, options)
     try:
-        for job in jobs:
-            console.started(job)
-            if files.exists(job) and options.skip_existing:
-                console.skipped(job)
-                continue
-            try:
-                if files.exists(job) and not options.force:
-                    raise files.already_exists(job.target)
-                done, seconds = _carry_out(job, task, options.force)
-            except BrokenPipeError:
-                raise
-            except Exception as error:  # also a fault of ours must not stop the others
-                if isinstance(error, WeightsError) and task.one_model:
-                    raise
-                console.failed(job, error)
-            else:
-                console.finished(job, done, seconds)
+        if len(jobs) == 1:
+            _one_by_one(jobs, task, options, console)
+        else:
+            _pipeline(jobs, task, options, console)
     finally:
         console.clear()
     console.sum_up()
     return 1 if console.failures else 0
 
 
-def _carry_out(job: Job, task: Task, force: bool) -> tuple[Done, float]:
-    """One job; the seconds are those of work and write, without reading the input and loading the model."""
-    item = task.read(job.source)
-    model = task.model(item)
-    started = time.perf_counter()
-    done = task.finish(job, item, task.work(item, model))
-    files.write(job.target, done.data, force=force)
-    return done, time.perf_counter() - started
+@dataclass
+class _Passage:
+    """A job on its way: what is known of it so far. seconds: those of work and finish, neither reading nor loading."""
 
+    job: Job
+    item: Any = None
+    result: Any = None
+    done: Done | None = None
+    seconds: float = 0.0
+    skipped: bool = False
+    error: Exception | None = None
 
-class _Console:
-    """What the user sees: notes, a line a file and a passing status on stderr; JSON lines on stdout."""
-
-    def __init__(self, total: int, verb: str, options: Options) -> None:
-        self.total, self.verb, self.options = total, verb, options
-        self.number = self.count = self.left = 0
-        self.failures: list[str] = []
-        self.status = total > 1 and not options.quiet and sys.stderr.isatty()
-        self.begin = time.monotonic()
-
-    def started(self, job: Job) -> None:
-        self.number += 1
-        if self.status:
-            spent = time.monotonic() - self.begin
-            left = int(spent / (self.number - 1) * (self.total - self.number + 1)) if self.number > 1 else 0
-            remaining = f", {left // 60}:{left % 60:02d} left" if left else ""
-            self.clear()
-            print(f"[{self.number}/{self.total}{remaining}] {job.source[-50:]}", end="", file=sys.stderr, flush=True)
-
-    def finished(self, job: Job, done: Done, seconds: float) -> None:
-        self.count += 1
-        facts = done.facts
-        bpp = 8 * facts["bytes"] / (facts["width"] * facts["height"])
-        self._json(job, **facts, bpp=round(bpp, 5), seconds=round(seconds, 4), notes=list(done.notes))
-        if self.options.quiet or self.options.json:
+    def go(self, stage: Callable[[_Passage], None]) -> None:
+        """Carry out a stage unless an earlier one failed; keep what went wrong."""
+        if self.error or self.skipped:
             return
-        for note in done.notes:
-            self._line(f"cdcodec: note: {files.shown(job.source)}: {note}")
-        rate = f"{facts['bytes']} bytes, {bpp:.4f} bpp, lambda {facts['lambda']:g}"
-        size = f"{facts['width']} x {facts['height']}"
-        self._line(f"{job.source} -> {job.target}: {size}, {rate}, {seconds:.2f} s")
+        try:
+            stage(self)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # also a fault of ours must not stop the others
+            self.error = error
 
-    def skipped(self, job: Job) -> None:
-        self.left += 1
-        self._json(job, skipped=True)
-        if not (self.options.quiet or self.options.json):
-            self._line(f"{job.source}: {job.target} exists already, skipped")
 
-    def failed(self, job: Job, error: Exception) -> None:
-        self.failures.append(job.source)
-        message = files.one_line(error)
-        self._json(job, error=message)
-        self.clear()
-        if self.options.debug:
-            traceback.print_exception(error)
-        self._line(f"cdcodec: error: {files.shown(job.source)}: {message}")
+def _stages(task: Task, options: Options) -> list[Callable[[_Passage], None]]:
+    """Read, work and finish, each for a passage. WeightsError ends all where all need the same weights."""
 
-    def sum_up(self) -> None:
-        if self.total == 1 or (self.options.quiet and not self.failures):
+    def read(passage: _Passage) -> None:
+        if files.exists(passage.job) and not options.force:
+            passage.skipped = options.skip_existing
+            if not passage.skipped:
+                raise files.already_exists(passage.job.target)
             return
-        parts = [f"{self.count} {self.verb}"]
-        if self.left:
-            parts.append(f"{self.left} skipped")
-        if self.failures:
-            parts.append(f"{len(self.failures)} failed ({', '.join(self.failures[:5])}")
-            parts[-1] += ", ...)" if len(self.failures) > 5 else ")"
-        self._line("cdcodec: " + ", ".join(parts))
+        passage.item = task.read(passage.job.source)
 
-    def clear(self) -> None:
-        if self.status:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    def work(passage: _Passage) -> None:
+        model = task.model(passage.item)
+        started = time.perf_counter()
+        passage.result = task.work(passage.item, model)
+        passage.seconds = time.perf_counter() - started
 
-    def _line(self, text: str) -> None:
-        self.clear()
-        print(text, file=sys.stderr, flush=True)
+    def finish(passage: _Passage) -> None:
+        started = time.perf_counter()
+        passage.done = task.finish(passage.job, passage.item, passage.result)
+        files.write(passage.job.target, passage.done.data, force=options.force)
+        passage.seconds += time.perf_counter() - started
 
-    def _json(self, job: Job, **facts: Any) -> None:
-        if self.options.json:
-            print(json.dumps({"input": job.source, "output": job.target, **facts}), flush=True)
+    return [read, work, finish]
+
+
+def _one_by_one(jobs: Iterable[Job], task: Task, options: Options, console: Console) -> None:
+    for job in jobs:
+        console.started(job)
+        passage = _Passage(job)
+        for stage in _stages(task, options):
+            passage.go(stage)
+        _raise_if_final(passage, task)
+        _report(passage, console)
+
+
+def _pipeline(jobs: Sequence[Job], task: Task, options: Options, console: Console) -> None:
+    """As _one_by_one, but reading and finishing in threads of their own; all that happens to a job is told in order.
+
+    At most 2 * AHEAD + 3 pictures are in memory. The threads are daemons: one that waits for an input forever does not
+    keep the program from ending. A write under way is waited for.
+    """
+    read, work, finish = _stages(task, options)
+
+    def reading() -> Iterator[_Passage]:
+        for job in jobs:
+            passage = _Passage(job)
+            passage.go(read)
+            yield passage
+
+    def finished(passage: _Passage) -> None:
+        passage.go(finish)
+        _report(passage, console)
+
+    source = Source(reading(), AHEAD)
+    sink = Sink(finished, AHEAD)
+    try:
+        for passage in source:
+            console.started(passage.job)
+            passage.go(work)
+            _raise_if_final(passage, task)
+            sink.put(passage)
+    finally:
+        source.stop()
+        sink.close()
+
+
+def _raise_if_final(passage: _Passage, task: Task) -> None:
+    if isinstance(passage.error, WeightsError) and task.one_model:
+        raise passage.error
+
+
+def _report(passage: _Passage, console: Console) -> None:
+    if passage.error:
+        console.failed(passage.job, passage.error)
+    elif passage.done:
+        console.finished(passage.job, passage.done, passage.seconds)
+    else:
+        console.skipped(passage.job)
+
+
+__all__ = ["AHEAD", "Decode", "Done", "Encode", "Options", "Task", "run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from cdcodec.options import (
     device_options,
     finite,
     inputs_and_output,
+    painting_options,
+    rate_options,
+    rate_wished,
     weights_option,
 )
 
@@ -44,48 +48,45 @@ def main(ctx: click.Context, debug: bool) -> None:
 
 @main.command()
 @inputs_and_output
-@click.option("--lambda", "lam", metavar="FLOAT", type=click.FloatRange(min=0, min_open=True), callback=finite,
-              help=f"A larger lambda means a smaller file. [default: {DEFAULT_LAMBDA}]")
-@click.option("--quality", type=click.IntRange(1, 8),
-              help="Instead of --lambda: one of the eight the weights were trained for; 8 is best.")
+@rate_options
+@painting_options
 @click.option("--model", "preset", metavar="NAME", default="compact-x", show_default=True)
 @click.option("--strip", is_flag=True, help="Leave out EXIF, XMP and, after converting to sRGB, the ICC profile.")
 @weights_option
 @device_options
 @batch_options
 @click.pass_obj
-def encode(debug: bool, *, paths: tuple[str, ...], lam: float | None, quality: int | None, preset: str, strip: bool,
-           max_pixels: int, **options: Any) -> int:  # fmt: skip
+def encode(debug: bool, *, paths: tuple[str, ...], preset: str, strip: bool, max_pixels: int, **options: Any) -> int:
     """Code pictures as .cdc files.
 
     OUT ends in .cdc, or is - for standard output; without OUT and -o the output lies beside its input. Folders are
-    searched for pictures.
+    searched for pictures. --steps, --gamma and --rho matter to --target-psnr and --target-lpips only: they are chosen
+    anew when decoding.
     """
     from cdcodec import batch, image
 
-    if lam is not None and quality is not None:
-        raise click.UsageError("--lambda and --quality exclude each other")
+    name, value = rate_wished(options)
     jobs = _plan(paths, options, ".cdc", image.readable_extensions(), {".cdc"})
     load = _loader(options)
 
     @cache
     def choose() -> tuple[Any, float]:
         model = load(preset=preset)
-        chosen = _rung(model.ladder, quality) if quality else DEFAULT_LAMBDA if lam is None else lam
+        if name.startswith("target"):
+            return model, DEFAULT_LAMBDA
+        chosen = _rung(model.ladder, value) if name == "quality" else DEFAULT_LAMBDA if value is None else value
         model.check_lambda(chosen)
         return model, chosen
 
-    return batch.run(jobs, batch.Encode(choose, max_pixels, strip), _batch_options(options, debug))
+    task = batch.Encode(choose, max_pixels, strip)
+    if name.startswith("target"):
+        task = replace(task, **_search(name.removeprefix("target_"), value, preset, options))
+    return batch.run(jobs, task, _batch_options(options, debug))
 
 
 @main.command()
 @inputs_and_output
-@click.option("--steps", metavar="N", type=click.IntRange(min=0),
-              help="Steps of the diffusion; 0 is a fast preview. [default: 17 unless the checkpoint says otherwise]")
-@click.option("--gamma", metavar="FLOAT", type=click.FloatRange(min=0), callback=finite,
-              help="Noise to start from; 0.8 gives texture. [default: 0 unless the checkpoint says otherwise]")
-@click.option("--rho", metavar="FLOAT", type=click.FloatRange(0, 0.9), callback=finite,
-              help="From 0, fidelity, to 0.9, looks. [default: 0.9 unless the checkpoint says otherwise]")
+@painting_options
 @click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
               help="The same seed gives the same picture.")
 @click.option("--format", "format", metavar="NAME", help="png, jpg, webp, tiff, ... [default: by OUT, else png]")
@@ -121,21 +122,40 @@ def decode(debug: bool, *, paths: tuple[str, ...], format: str | None, depth: st
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per file.")
 def info(paths: tuple[str, ...], as_json: bool) -> int:
     """Show what .cdc files say about themselves, and check them for damage."""
-    code = 0
-    for path in paths:
-        try:
-            facts = _facts(path)
-        except CdcodecError as error:
-            click.echo(f"cdcodec: error: {files.shown(path)}: {files.one_line(error)}", err=True)
-            code = 1
-            continue
+
+    from cdcodec import examine
+
+    def show(path: str) -> None:
+        facts = examine.facts(path)
         if as_json:
             click.echo(json.dumps(facts))
-            continue
+            return
         facts["chunks"] = ", ".join(f"{name} {size}" for name, size in facts["chunks"].items()) or "none"
         for name, value in facts.items():
             click.echo(click.format_filename(value) if name == "input" else f"  {name:<13} {value}")
-    return code
+
+    return _each(paths, show)
+
+
+@main.command()
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str, allow_dash=True))
+@click.option("--max-pixels", metavar="N", type=click.IntRange(min=1), default=2**28, show_default=True,
+              help="Refuse larger pictures.")
+@click.option("-q", "--quiet", is_flag=True, help="Name damaged files only.")
+@weights_option
+def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path | None) -> int:
+    """Check .cdc files wholly, down to the last symbol, without painting their pictures."""
+    from cdcodec import examine
+    from cdcodec import weights as store
+
+    load = cache(lambda: store.load_model(weights, device="cpu"))
+
+    def check(path: str) -> None:
+        examine.verify(path, load, max_pixels)
+        if not quiet:
+            click.echo(f"{click.format_filename(path)}: sound")
+
+    return _each(paths, check)
 
 
 @main.group("weights")
@@ -211,6 +231,43 @@ def export(run: Path, out: Path) -> None:
             click.echo(f"{click.format_filename(path)} {path.stat().st_size}")
 
 
+def _each(paths: tuple[str, ...], look: Callable[[str], None]) -> int:
+    """look(path) for every path, those that fail named; the exit code."""
+    code = 0
+    for path in paths:
+        try:
+            look(path)
+        except CdcodecError as error:
+            click.echo(f"cdcodec: error: {files.shown(path)}: {files.one_line(error)}", err=True)
+            code = 1
+    return code
+
+
+def _search(kind: str, value: float, preset: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of batch.Encode that make it search for a target. Raises WeightsError, CdcodecError."""
+    from cdcodec import target
+    from cdcodec import weights as store
+
+    rungs = store.list_checkpoints(store.find_weights(options["weights"]))
+    typical = {rung.lam: rung.bpp for rung in rungs if rung.preset == preset and rung.bpp}
+    measure = _lpips(options["metric_weights"], options["device"]) if kind == "lpips" else None
+    settings = {name: options[name] for name in ("steps", "gamma", "rho")}
+    return {"target": target.Target(kind, value, measure), "typical": typical, "settings": settings}
+
+
+def _lpips(folder: Path | None, device: str) -> Callable[[Any, Any], float]:
+    """measure(original, decoded) by AlexNet. Raises WeightsError, CdcodecError where something for it is missing."""
+    with _extra_train():
+        from cdcodec.lab import metrics
+        from cdcodec.weights import pick_device
+
+        _, reasons = metrics.usable(["lpips-alex"], folder)
+        for reason in reasons.values():
+            raise WeightsError(reason)
+        judge = metrics.Judge(["lpips-alex"], folder, pick_device(device).type)
+    return lambda original, decoded: judge(original, decoded)["lpips-alex"] or 0.0
+
+
 def _plan(
     paths: tuple[str, ...], options: dict[str, Any], suffix: str, sources: Collection[str], targets: Collection[str]
 ) -> list[files.Job]:
@@ -256,27 +313,6 @@ def _rung(ladder: tuple[float, ...], quality: int) -> float:
     if quality <= 8 - len(ladder):
         raise WeightsError(f"these weights have {len(ladder)} qualities, {9 - len(ladder)} to 8")
     return sorted(ladder)[8 - quality]
-
-
-def _facts(path: str) -> dict[str, Any]:
-    """What `info` tells, sizes in bytes. Raises BitstreamError, CdcodecError."""
-    from cdcodec.bits import container
-
-    data = files.read(path)
-    header, chunks, payload = container.unpack(data, max_pixels=2**32)
-    return {
-        "input": path,
-        "version": container.VERSION,
-        "width": header.width,
-        "height": header.height,
-        "lambda": header.lam,
-        "checkpoint": f"{header.checkpoint:08x}",
-        "symbol_check": f"{header.symbol_check:08x}",
-        "bytes": len(data),
-        "bpp": round(8 * len(data) / (header.width * header.height), 5),
-        "payload": len(payload),
-        "chunks": {name: len(chunk) for name, chunk in chunks.items()},
-    }
 
 
 @contextmanager

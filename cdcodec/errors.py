@@ -43,5 +43,9 @@ class OutputError(CdcodecError):
     """An output exists already, collides with another one, or cannot be written."""
 
 
+class TargetError(CdcodecError):
+    """No λ of these weights gives this picture the size or quality that was asked for."""
+
+
 class TrainingError(CdcodecError):
     """A training run cannot start, resume or be exported."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from cdcodec import files
+from cdcodec.config import DEFAULT_LAMBDA
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -52,6 +54,30 @@ def finite(ctx: click.Context, parameter: click.Parameter, value: float | None) 
     return value
 
 
+def parse_size(ctx: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """A click callback: 30000, 30k or 1.5M as bytes; k is 1000, M a million, KiB and MiB are powers of two."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmg])(i)?)?b?\s*", text, re.IGNORECASE | re.ASCII)
+    unit = (1024 if match[3] else 1000) ** " kmg".index((match[2] or " ").lower()) if match else 0
+    size = float(match[1]) * unit if match else 0.0
+    if not 1 <= size < 2**53:
+        raise click.BadParameter(f"{text!r} is no size like 30000, 30k or 1.5M.")
+    return int(size)
+
+
+def rate_wished(options: dict[str, Any]) -> tuple[str, Any]:
+    """The one of --lambda, --quality and the targets that was given, and its value, taken out of `options`.
+
+    ("lam", None) when none was. Raises UsageError for several.
+    """
+    names = {"lam": "--lambda", "quality": "--quality"} | {f"target_{kind}": f"--target-{kind}" for kind in TARGETS}
+    given = {name: value for name in names if (value := options.pop(name)) is not None}
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(names[name] for name in given)} exclude each other")
+    return next(iter(given.items()), ("lam", None))
+
+
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, listed by --help in the order given."""
 
@@ -85,6 +111,74 @@ device_options = together(
         default="auto",
         show_default=True,
         help="Of the networks; any of them decodes every file.",
+    ),
+)
+
+TARGETS = ("bpp", "size", "psnr", "lpips")
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+rate_options = together(
+    click.option(
+        "--lambda",
+        "lam",
+        metavar="FLOAT",
+        type=_POSITIVE,
+        callback=finite,
+        help=f"A larger lambda means a smaller file. [default: {DEFAULT_LAMBDA}]",
+    ),
+    click.option(
+        "--quality",
+        type=click.IntRange(1, 8),
+        help="Instead of --lambda: one of the eight the weights were trained for; 8 is best.",
+    ),
+    click.option(
+        "--target-size", metavar="SIZE", callback=parse_size, help="Search lambda for a file of at most 30k, 1.5M, ..."
+    ),
+    click.option("--target-bpp", metavar="FLOAT", type=_POSITIVE, callback=finite, help="Likewise, bits per pixel."),
+    click.option(
+        "--target-psnr",
+        metavar="DB",
+        type=_POSITIVE,
+        callback=finite,
+        help="Search lambda for the smallest file that decodes to this PSNR, with --steps, --gamma and --rho.",
+    ),
+    click.option(
+        "--target-lpips",
+        metavar="FLOAT",
+        type=_POSITIVE,
+        callback=finite,
+        help="Likewise, LPIPS (AlexNet); needs the extra train and the network's weights.",
+    ),
+    click.option(
+        "--metric-weights",
+        metavar="DIR",
+        type=FOLDER,
+        help="Where the weights of LPIPS lie. [default: $CDCODEC_METRIC_WEIGHTS, else torch's cache]",
+    ),
+)
+"""`rate_wished` says which of the first six was given."""
+
+painting_options = together(
+    click.option(
+        "--steps",
+        metavar="N",
+        type=click.IntRange(min=0),
+        help="Steps of the diffusion; 0 is a fast preview. [default: 17 unless the checkpoint says otherwise]",
+    ),
+    click.option(
+        "--gamma",
+        metavar="FLOAT",
+        type=click.FloatRange(min=0),
+        callback=finite,
+        help="Noise to start from; 0.8 gives texture. [default: 0 unless the checkpoint says otherwise]",
+    ),
+    click.option(
+        "--rho",
+        metavar="FLOAT",
+        type=click.FloatRange(0, 0.9),
+        callback=finite,
+        help="From 0, fidelity, to 0.9, looks. [default: 0.9 unless the checkpoint says otherwise]",
     ),
 )
 

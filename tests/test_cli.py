@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import cdcodec
-from cdcodec import batch, files
+from cdcodec import batch, files, options, target
 from cdcodec.bits import container
 from cdcodec.cli import main
 
@@ -475,6 +475,135 @@ def test_names_that_are_not_text(photos):
     assert b"bpp" in result.stdout
 
 
+def test_a_batch_keeps_its_order_and_few_pictures_in_memory(monkeypatch):
+    for i in range(12):
+        picture(f"photos/{i:02d}.png")
+    alive, most = set(), []
+    read, finish = batch.Encode.read, batch.Encode.finish
+
+    def counted_read(self, source):
+        alive.add(source)
+        most.append(len(alive))
+        return read(self, source)
+
+    def slow_finish(self, job, item, result):
+        time.sleep(0.02)
+        alive.discard(job.source)
+        return finish(self, job, item, result)
+
+    monkeypatch.setattr(batch.Encode, "read", counted_read)
+    monkeypatch.setattr(batch.Encode, "finish", slow_finish)
+    lines = works("encode", "photos", "-o", "out", "--json").lines
+    assert [line["input"] for line in lines] == [os.path.join("photos", f"{i:02d}.png") for i in range(12)]
+    assert max(most) <= 2 * batch.AHEAD + 4
+    assert len(tree("out")) == 12
+
+
+def test_a_full_disk_in_a_batch(monkeypatch):
+    for name in "abc":
+        picture(f"photos/{name}.png")
+    write = files.write
+
+    def full(target, data, *, force):
+        if target.endswith("b.cdc"):
+            raise files.OutputError(f"{target} cannot be written: No space left on device")
+        write(target, data, force=force)
+
+    monkeypatch.setattr(files, "write", full)
+    result = run("encode", "photos", "-o", "out")
+    assert result.code == 1
+    assert "b.cdc cannot be written: No space left on device" in result.errors
+    assert "2 encoded, 1 failed (photos" in result.errors
+    assert tree("out") == ["a.cdc", "c.cdc"]
+
+
+# --- targets
+
+
+def sized(name: str = "big.png") -> tuple[int, int]:
+    """Write a picture; the bytes of its smallest and its largest file."""
+    picture(name, (200, 160))
+    return tuple(len(works("encode", name, "-", "--lambda", lam).output) for lam in ("0.0768", "0.0024"))
+
+
+def test_target_size():
+    least, most = sized()
+    limit = (least + most) // 2
+    line = works("encode", "big.png", "x.cdc", "--target-size", limit, "--json").lines[0]
+    assert line["bytes"] == Path("x.cdc").stat().st_size
+    assert 0.97 * limit <= line["bytes"] <= limit
+    assert 0.0024 <= line["lambda"] <= 0.0768
+    bpp = 8 * limit / 32000
+    result = works("encode", "big.png", "y.cdc", "--target-bpp", bpp)
+    assert 0.97 * limit <= Path("y.cdc").stat().st_size <= limit
+    assert result.errors.startswith("big.png -> y.cdc: 200 x 160, ")
+    line = fails("encode", "big.png", "z.cdc", "--target-size", least - 1)
+    assert line.startswith(f"big.png: {least - 1} bytes are out of reach: the smallest file of this")
+    assert f"picture has {least}, at" in line
+    assert fails("encode", "big.png", "z.cdc", "--target-size", "20").startswith("big.png: a file of 20 bytes is out")
+    assert tree() == ["big.png", "x.cdc", "y.cdc"]
+    result = works("encode", "big.png", "z.cdc", "--target-size", "1M")
+    assert "note: big.png: the best these weights can do, λ = 0.0024, takes less than the 1000000" in result.errors
+    assert Path("z.cdc").stat().st_size == most
+
+
+def test_target_size_of_a_batch():
+    least, most = sized("photos/a.png")
+    picture("photos/b.png", (8, 8))
+    Path("photos/c.png").write_bytes(b"broken")
+    limit = (least + most) // 2
+    result = run("encode", "photos", "-o", "out", "--target-size", limit, "--json")
+    assert result.code == 1
+    a, b, c = result.lines
+    assert 0.97 * limit <= a["bytes"] <= limit
+    assert b["lambda"] == 0.0024
+    assert "not a picture" in c["error"]
+
+
+def test_target_psnr(tiny):
+    picture("in.png", (64, 48))
+    original = np.asarray(Image.open("in.png"))
+
+    def quality(lam: float) -> float:
+        works("encode", "in.png", "t.cdc", "--lambda", lam, "--force")
+        works("decode", "t.cdc", "t.png", "--steps", 1, "--force")
+        return target.psnr(original, np.asarray(Image.open("t.png")))
+
+    wished = max(quality(lam) for lam in tiny.ladder) - 0.2
+    line = works("encode", "in.png", "x.cdc", "--target-psnr", wished, "--steps", 1, "--json").lines[0]
+    works("decode", "x.cdc", "x.png", "--steps", 1)
+    assert line["psnr"] == pytest.approx(target.psnr(original, np.asarray(Image.open("x.png"))), abs=1e-4)
+    assert line["psnr"] >= wished
+    assert "PSNR 90 is out of reach" in fails("encode", "in.png", "y.cdc", "--target-psnr", 90, "--steps", 0)
+
+
+def test_target_lpips_needs_its_weights(monkeypatch):
+    picture("in.png")
+    monkeypatch.delenv("CDCODEC_METRIC_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", "nowhere")
+    line = fails("encode", "in.png", "x.cdc", "--target-lpips", "0.2", "--metric-weights", ".")
+    assert "alexnet_features.safetensors" in line
+    assert tree() == ["in.png"]
+
+
+@pytest.mark.parametrize("size", ["0", "x", "30 kilo", "-3"])
+def test_sizes_that_are_none(size):
+    picture("in.png")
+    assert "is no size like 30000, 30k or 1.5M" in fails("encode", "in.png", f"--target-size={size}", code=2)
+
+
+@pytest.mark.parametrize(("text", "size"), [("30000", 30000), ("30k", 30000), ("1.5M", 1_500_000), ("30KiB", 30720),
+                                            ("2 MB", 2_000_000), (".5k", 500)])  # fmt: skip
+def test_sizes_in_words(text, size):
+    assert options.parse_size(None, None, text) == size
+
+
+def test_only_one_target():
+    picture("in.png")
+    line = fails("encode", "in.png", "--target-size", "30k", "--quality", "3", code=2)
+    assert "--quality and --target-size exclude each other" in line
+
+
 # --- being interrupted
 
 
@@ -547,6 +676,31 @@ def test_info_goes_on_after_a_bad_file():
     assert result.code == 1
     assert [line["input"] for line in result.lines] == ["x.cdc"]
     assert result.errors.startswith("cdcodec: error: bad.cdc: not a .cdc file")
+
+
+def test_verify():
+    data = coded("x.cdc")
+    picture("alpha.png", mode="LA")
+    works("encode", "alpha.png", "-q")
+    result = works("verify", "x.cdc", "alpha.cdc")
+    assert result.text == "x.cdc: sound\nalpha.cdc: sound\n"
+    assert works("verify", "-", "-q", stdin=data).output == b""
+    header, chunks, payload = container.unpack(data)
+    Path("payload.cdc").write_bytes(container.pack(header, chunks, payload[:-4]))
+    Path("chunk.cdc").write_bytes(container.pack(header, {"origin": b"{}"}, payload))
+    Path("cut.cdc").write_bytes(data[:-1])
+    Path("other.cdc").write_bytes(container.pack(replace(header, checkpoint=7), chunks, payload))
+    Path("symbols.cdc").write_bytes(container.pack(replace(header, symbol_check=7), chunks, payload))
+    names = ["payload.cdc", "chunk.cdc", "cut.cdc", "other.cdc", "symbols.cdc", "missing.cdc"]
+    result = run("verify", *names, "x.cdc")
+    assert result.code == 1
+    assert result.text == "x.cdc: sound\n"
+    lines = result.errors.splitlines()
+    assert [line.split(": ")[2] for line in lines] == names
+    for line, words in zip(lines, ["damaged", "original mode", "checksum", "made with the weights 00000007",
+                                   "other symbols", "no such file"], strict=True):  # fmt: skip
+        assert words in line
+    assert "over the limit of 9 pixels" in fails("verify", "x.cdc", "--max-pixels", 9)
 
 
 def test_help_and_version():
