@@ -117,6 +117,11 @@ def original_depth(chunks: dict[str, bytes]) -> int:
     return _origin(chunks)[1]
 
 
+def original_mode(chunks: dict[str, bytes]) -> str:
+    """L, LA, RGB or RGBA: the mode `to_pil` restores. Raises CorruptError."""
+    return _origin(chunks)[0]
+
+
 def to_pil(pixels: NDArray[np.uint8], chunks: dict[str, bytes]) -> Image.Image:
     """The decoded picture in its original mode (L, LA, RGB, RGBA; 8 bits), with profile, EXIF and XMP in `.info`.
 
