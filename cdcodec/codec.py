@@ -20,7 +20,9 @@ from cdcodec.symbols import Symbols
 from cdcodec.weights import Checkpoint
 
 
-def encode(pixels: NDArray[np.uint8], checkpoint: Checkpoint, lam: float, chunks: dict[str, bytes] | None = None) -> bytes:
+def encode(
+    pixels: NDArray[np.uint8], checkpoint: Checkpoint, lam: float, chunks: dict[str, bytes] | None = None
+) -> bytes:
     """A picture, uint8 (H, W, 3) sRGB, as the bytes of a .cdc file; a larger λ means a smaller file.
 
     chunks: side information by name (icc, exif, xmp, alpha, origin), kept as it is. Raises WeightsError if λ lies
@@ -31,7 +33,7 @@ def encode(pixels: NDArray[np.uint8], checkpoint: Checkpoint, lam: float, chunks
     height, width = pixels.shape[:2]
     lam = checkpoint.check_lambda(lam)
     config = checkpoint.model.config
-    symbols = checkpoint.model.analyse(pad(pixels, config.stride), lam)
+    symbols = checkpoint.model.analyse(pad(pixels, config.padding), lam)
     header = Header(
         checkpoint=checkpoint.id,
         lam=lam,
@@ -65,11 +67,13 @@ def decode(
         config.gamma if gamma is None else gamma,
         config.rho if rho is None else rho,
     )
-    if steps < 0 or not 0 <= gamma < math.inf or not 0 <= rho <= config.rho_max or not 0 <= seed < 2**32:
-        raise ValueError(f"decode needs steps ≥ 0, γ ≥ 0, 0 ≤ ρ ≤ {config.rho_max} and 0 ≤ seed < 2^32")
+    low, high = config.rho_min, config.rho_max
+    if steps < 0 or not 0 <= gamma < math.inf or not low <= rho <= high or not 0 <= seed < 2**32:
+        raise ValueError(f"decode needs steps ≥ 0, γ ≥ 0, {low:g} ≤ ρ ≤ {high:g} and 0 ≤ seed < 2^32")
     header, chunks, symbols = read_symbols(data, checkpoint, max_pixels)
+    latent = symbols.latent(config.fraction_bits)
     pixels = checkpoint.model.synthesise(
-        symbols.latent(config.fraction_bits), header.lam, steps=steps, gamma=gamma, seed=seed, rho=rho, progress=progress
+        latent, header.lam, steps=steps, gamma=gamma, seed=seed, rho=rho, progress=progress
     )
     return pixels[: header.height, : header.width], chunks
 
@@ -82,7 +86,7 @@ def read_symbols(
     checkpoint.check_file(header.checkpoint)
     checkpoint.check_lambda(header.lam)
     config = checkpoint.model.config
-    rows, columns = -(-header.height // config.stride), -(-header.width // config.stride)
+    rows, columns = (-(-n // config.padding) * (config.padding // config.stride) for n in (header.height, header.width))
     reader = coder.Reader(payload, checkpoint.tables)
     z = reader.read_z((config.hyper, -(-rows // 4), -(-columns // 4)))
     index, mean = checkpoint.model.integer(z, (rows, columns))

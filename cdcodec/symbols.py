@@ -33,7 +33,8 @@ class Symbols:
         if self.index.dtype != np.uint8:
             raise TypeError("index must be uint8")
         if not self.y.shape == self.index.shape == self.mean.shape or self.z.ndim != 3 or self.y.ndim != 3:
-            raise ValueError(f"shapes disagree: z {self.z.shape}, y {self.y.shape}, {self.index.shape}, {self.mean.shape}")
+            shapes = [array.shape for array in (self.z, self.y, self.index, self.mean)]
+            raise ValueError(f"the shapes of z, y, index and mean disagree: {shapes}")
         for name, values in (("z", self.z), ("y", self.y)):
             if values.size and max(int(values.max()), -int(values.min())) > SYMBOL_LIMIT:
                 raise ValueError(f"a symbol of {name} lies outside ±{SYMBOL_LIMIT}")

@@ -1,7 +1,8 @@
-"""Checkpoints on disk: safetensors per λ beside a shared base, hashes verified; listed without importing torch.
+"""Checkpoints on disk: safetensors per λ, hashes verified; listed without importing torch.
 
-    weights/compact-x/base.safetensors           networks, entropy models, integer twin and tables
-    weights/compact-x/lambda-0.0128.safetensors  what belongs to that λ, and the hash of its base
+    weights/compact-x/base.safetensors                     networks, entropy models, integer twin and tables
+    weights/compact-x/lambda-0.0128.safetensors            what belongs to that λ, and the hash of its base
+    weights/paper-x/lambda-0.0512-rho-0.9.safetensors      all of it in one file: another λ is another model
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from cdcodec.bits.coder import Tables
+    from cdcodec.bits.tables import TableSet
     from cdcodec.nets.model import Model
 
+DEFAULT_PRESET = "compact-x"
 FORMAT = "cdcodec-1"
 BASE = "base.safetensors"
 LADDER_TENSORS = ("condition", "log_gain", "log_inverse_gain", "log_variance")
@@ -34,16 +37,32 @@ HEADER_LIMIT = 2**24
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """One λ of one preset as it lies on disk. bpp: mean on the validation photographs, None if never measured."""
+    """One λ of one preset as it lies on disk.
+
+    rho: the ρ it serves, as "0.9" or "0…0.9". bpp: typical, None if never measured. whole: without a base beside it.
+    """
 
     preset: str
     lam: float
+    rho: str
     path: Path
     bytes: int
     bitstream_id: str
     bpp: float | None
     licence: str
     metadata: dict[str, str]
+
+    @property
+    def id(self) -> int:
+        """What a file's header names: the first four bytes of the bitstream part's hash."""
+        return _number(self.bitstream_id)
+
+    @property
+    def whole(self) -> bool:
+        return "base" not in self.metadata
+
+    def __str__(self) -> str:
+        return f"{self.preset} λ {self.lam:g} (ρ {self.rho})"
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,8 @@ class Checkpoint:
 
     def check_lambda(self, lam: float) -> float:
         """λ as the file will hold it (the shortest decimal of its float32). WeightsError outside of the ladder."""
+        if len(self.ladder) == 1 and lam != self.ladder[0]:
+            raise WeightsError(f"these weights of {self.config.preset} are for λ = {self.ladder[0]:g} alone")
         if not self.ladder[0] <= lam <= self.ladder[-1]:
             rungs = ", ".join(f"{rung:g}" for rung in self.ladder)
             raise WeightsError(f"λ = {lam:g} lies outside the ladder of {self.config.preset}: {rungs}, or between two")
@@ -110,18 +131,58 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def list_checkpoints(root: Path) -> list[CheckpointInfo]:
-    """Every λ of every preset in a weights folder, by preset and λ. Raises WeightsError."""
-    found = []
-    for path in sorted(root.glob("*/lambda-*.safetensors")):
-        m = read_metadata(path)
+    """Every λ of every preset in a weights folder, by preset, ρ and λ. Raises WeightsError."""
+    return sorted(map(_info, root.glob("*/lambda-*.safetensors")), key=lambda i: (i.preset, i.rho, i.lam))
+
+
+def _info(path: Path) -> CheckpointInfo:
+    m = read_metadata(path)
+    try:
         bpp = float(m["bpp"]) if m.get("bpp") else None
-        found.append(
-            CheckpointInfo(
-                m.get("preset", "?"), float(m["lambda"]), path, path.stat().st_size, m.get("bitstream", "?"), bpp,
-                m.get("licence", "?"), m,
+        lam, rho, identity, licence = float(m["lambda"]), m.get("rho", "?"), m["bitstream"], m.get("licence", "?")
+        _number(identity)
+        return CheckpointInfo(m["preset"], lam, rho, path, path.stat().st_size, identity, bpp, licence, m)
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{path} does not say what it is: {error}") from None
+
+
+def _number(digest: str) -> int:
+    return int.from_bytes(bytes.fromhex(digest)[:4], "little")
+
+
+def find(
+    root: Path,
+    *,
+    preset: str | None = None,
+    lam: float | None = None,
+    rho: float | None = None,
+    checkpoint: int | None = None,
+) -> CheckpointInfo:
+    """The checkpoint that is meant, by metadata alone: the one that wrote a file, or of a preset that of λ (and ρ).
+
+    A ladder with a shared base serves every λ within it, so any rung of it is returned. Raises WeightsError if
+    nothing or more than one fits, naming what there is.
+    """
+    there = list_checkpoints(root)
+    if preset is None and checkpoint is not None:
+        written = [info for info in there if info.id == checkpoint]
+        if not written:
+            known = ", ".join(sorted({f"{info.preset} {info.id:08x}" for info in there})) or "nothing"
+            raise WeightsError(
+                f"this file was made with the weights {checkpoint:08x}; {root} holds {known}; "
+                "name the folder with the right ones by --weights DIR"
             )
-        )
-    return sorted(found, key=lambda info: (info.preset, info.lam))
+        return written[0]
+    preset = preset or DEFAULT_PRESET
+    of_preset = [info for info in there if info.preset == preset]
+    if not of_preset:
+        known = ", ".join(sorted({info.preset for info in there})) or "nothing"
+        raise WeightsError(f"no checkpoint of {preset} in {root}; there is {known}")
+    fitting = [i for i in of_preset if not i.whole or (lam in (None, i.lam) and rho in (None, float(i.rho)))]
+    if len(fitting) == 1 or (fitting and not fitting[0].whole):
+        return fitting[0]
+    problem = "several fit" if fitting else "none fits"
+    raise WeightsError(f"choose one by λ (and ρ), {problem}: " + ", ".join(map(str, of_preset)))
 
 
 def file_hash(path: Path) -> str:
@@ -133,7 +194,7 @@ def file_hash(path: Path) -> str:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def tensor_hash(tensors: dict[str, torch.Tensor], names: Iterable[str]) -> str:
+def tensor_hash(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
     """SHA-256 over name, dtype, shape and little-endian bytes of the named tensors in sorted order, hexadecimal."""
     import torch
 
@@ -153,35 +214,48 @@ def bitstream_names(tensors: Iterable[str]) -> list[str]:
 def verify(root: Path) -> list[tuple[Path, str]]:
     """(file, "ok" or what is wrong) for every checkpoint file of a weights folder."""
     results = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if any(folder.glob("*.safetensors")):
-            for path in sorted(folder.glob("*.safetensors")):
-                try:
-                    if path.name == BASE:
-                        _read_base(folder, None)
-                    else:
-                        _read_rung(path, file_hash(folder / BASE))
-                    results.append((path, "ok"))
-                except WeightsError as error:
-                    results.append((path, str(error)))
+    for path in sorted(root.glob("*/*.safetensors")):
+        try:
+            metadata, _ = _read(path)
+            if "base" in metadata:
+                _read_rung(path, file_hash(path.parent / BASE))
+            else:
+                _config(path, metadata, None)
+            results.append((path, "ok"))
+        except WeightsError as error:
+            results.append((path, str(error)))
     return results
 
 
 def load_model(
     root: str | Path | None = None,
     *,
-    preset: str = "compact-x",
     checkpoint: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    **which: Any,
 ) -> Checkpoint:
-    """The whole ladder of a preset, ready to encode and decode; hashes are verified.
+    """A model ready to encode and decode, its hashes verified: the whole ladder, or of imported models one.
 
-    root: weights folder (None: `find_weights`). checkpoint: the id a file names, to be told early that it is another.
-    device: auto, cpu or cuda. precision: auto, float32 or bfloat16, of the networks; the bits never depend on it.
-    Raises WeightsError.
+    root: weights folder (None: `find_weights`). checkpoint: the id a file names. which: preset, lam, rho, to choose by
+    (see `find`); without any of these the weights that ship. device: auto, cpu or cuda. precision: auto, float32 or
+    bfloat16, of the networks; the bits never depend on it. Raises WeightsError.
     """
-    floats, integers, config = load_tensors(root, preset=preset)
+    floats, integers, config = load_tensors(root, checkpoint=checkpoint, **which)
+    loaded = assemble(floats, integers, config, device, precision)
+    if checkpoint is not None:
+        loaded.check_file(checkpoint)
+    return loaded
+
+
+def assemble(
+    floats: Mapping[str, torch.Tensor],
+    integers: Mapping[str, torch.Tensor],
+    config: ModelConfig,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Checkpoint:
+    """A model from its tensors (as `load_tensors` gives them). Raises WeightsError for tensors that do not fit."""
     from cdcodec.bits.coder import Tables
     from cdcodec.bits.tables import TableSet
     from cdcodec.nets.integer import IntegerHyperSynthesis
@@ -189,85 +263,113 @@ def load_model(
     from cdcodec.nets.networks import Networks
 
     try:
-        integer = IntegerHyperSynthesis.from_tensors(integers, config)
-        sets = [
+        integer = IntegerHyperSynthesis.from_tensors(dict(integers), config)
+        z, y = (
             TableSet(*(integers[f"tables.{which}.{part}"].numpy() for part in ("counts", "first", "length")))
             for which in ("z", "y")
-        ]
-        tables = Tables(z=sets[0], y=sets[1])
-        if len(tables.z) != config.hyper:
-            raise ValueError("the tables of z do not fit the architecture")
+        )
+        if len(z) != config.hyper or len(y) != 256:
+            raise ValueError("the tables do not fit the architecture")
         networks = Networks(config)
-        networks.load_state_dict({**{n: v.float() for n, v in floats.items() if not n.startswith("rate.")}})
+        own = {name: value.float() for name, value in floats.items() if not name.startswith("rate.")}
+        differing = sorted(own.keys() ^ networks.state_dict().keys())
+        if differing:
+            raise ValueError(f"{differing[0]} is {'not known' if differing[0] in own else 'missing'}")
+        networks.load_state_dict(own)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"the checkpoint of {preset} is damaged: {str(error).splitlines()[0]}") from None
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise WeightsError(f"the checkpoint of {config.preset} is damaged: {' '.join(lines[:2])}") from None
     place = pick_device(device)
     model = Model(networks, integer, place, pick_dtype(precision, place))
-    number = int.from_bytes(bytes.fromhex(tensor_hash(integers, integers))[:4], "little")
-    loaded = Checkpoint(model, tables, number)
-    if checkpoint is not None:
-        loaded.check_file(checkpoint)
-    return loaded
+    return Checkpoint(model, Tables(z=z, y=y), _number(tensor_hash(integers, integers)))
 
 
 def load_tensors(
-    root: str | Path | None = None, *, preset: str = "compact-x"
+    root: str | Path | None = None, **which: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], ModelConfig]:
-    """(float tensors under the names of Networks and, behind rate., RateModel; bitstream tensors; config) of a preset.
+    """(float tensors under the names of Networks and, behind rate., the rate model; bitstream tensors; config).
 
-    The ladder is put together from the λ files; it holds the rungs that are there. Raises WeightsError.
+    which: preset, lam, rho, checkpoint, as of `find`. A ladder is put together from the λ files; it holds the rungs
+    that are there. Raises WeightsError.
     """
     import torch
 
-    folder = find_weights(root) / preset
-    rungs = sorted(folder.glob("lambda-*.safetensors"), key=lambda path: float(path.stem.removeprefix("lambda-")))
-    if not rungs:
-        known = ", ".join(sorted(p.name for p in folder.parent.iterdir() if p.is_dir())) or "nothing"
-        raise WeightsError(f"no checkpoint of {preset} in {folder.parent}; there is {known}")
-    base_hash = file_hash(folder / BASE)
-    parts = [_read_rung(path, base_hash) for path in rungs]
-    tensors, config = _read_base(folder, [lam for lam, _ in parts])
+    chosen = find(find_weights(root), **which)
+    if chosen.whole:
+        metadata, tensors = _read(chosen.path)
+        config = _config(chosen.path, metadata, None)
+    else:
+        folder = chosen.path.parent
+        base_hash = file_hash(folder / BASE)
+        rungs = dict(sorted(_read_rung(path, base_hash) for path in folder.glob("lambda-*.safetensors")))
+        metadata, tensors = _read(folder / BASE)
+        config = _config(folder / BASE, metadata, list(rungs))
+        for name in LADDER_TENSORS:
+            tensors[f"ladder.{name}"] = torch.stack([rung[name] for rung in rungs.values()])
+        tensors["ladder.log_lambda"] = torch.tensor(list(rungs), dtype=torch.float64).log().float()
     integers = {name: tensors.pop(name) for name in bitstream_names(list(tensors))}
-    for name in LADDER_TENSORS:
-        tensors[f"ladder.{name}"] = torch.stack([rung[name] for _, rung in parts])
-    tensors["ladder.log_lambda"] = torch.tensor([lam for lam, _ in parts], dtype=torch.float64).log().float()
     return tensors, integers, config
 
 
-def _read(path: Path) -> dict[str, Any]:
+def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
+    """Writes a checkpoint file with the hash of its tensors, beside its place and then renamed: a failed or interrupted
+    run leaves nothing. Raises WeightsError."""
+    from safetensors.torch import save_file
+
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        named = dict(tensors)
+        save_file(named, beside, {**metadata, "tensors": tensor_hash(named, named)})
+        os.replace(beside, path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def table_tensors(z: TableSet, y: TableSet) -> dict[str, torch.Tensor]:
+    """Tables under the names that a checkpoint holds them by."""
+    import torch
+
+    parts = ("counts", "first", "length")
+    sets = {"z": z, "y": y}
+    return {f"tables.{w}.{part}": torch.from_numpy(getattr(t, part)) for w, t in sets.items() for part in parts}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a checkpoint file, its hash verified."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    metadata = read_metadata(path)
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} is missing") from None
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from None
+    if metadata.get("tensors") != tensor_hash(tensors, tensors):
+        raise WeightsError(f"{path.name} is damaged: its tensors do not have the hash it states")
+    return metadata, tensors
 
 
 def _read_rung(path: Path, base_hash: str) -> tuple[float, dict[str, torch.Tensor]]:
-    metadata, tensors = read_metadata(path), _read(path)
+    metadata, tensors = _read(path)
     if metadata.get("base") != base_hash:
         raise WeightsError(f"{path.name} belongs to another {BASE} than the one beside it; install the weights anew")
     if set(tensors) != set(LADDER_TENSORS):
         raise WeightsError(f"{path.name} does not hold exactly {', '.join(LADDER_TENSORS)}")
-    if metadata.get("tensors") != tensor_hash(tensors, tensors):
-        raise WeightsError(f"{path.name} is damaged: its tensors do not have the hash it states")
     return float(metadata["lambda"]), tensors
 
 
-def _read_base(folder: Path, ladder: list[float] | None) -> tuple[dict[str, torch.Tensor], ModelConfig]:
-    path = folder / BASE
-    metadata, tensors = read_metadata(path), _read(path)
-    if metadata.get("tensors") != tensor_hash(tensors, tensors):
-        raise WeightsError(f"{path.name} is damaged: its tensors do not have the hash it states")
+def _config(path: Path, metadata: dict[str, str], ladder: list[float] | None) -> ModelConfig:
+    """The architecture that a file states, with the ladder found beside it."""
     try:
         values = json.loads(metadata["config"])
         if ladder is not None:
             values["ladder"] = ladder
-        return tensors, ModelConfig.from_json(json.dumps(values))
-    except (KeyError, ValueError) as error:
+        return ModelConfig.from_json(json.dumps(values))
+    except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path.name} does not say what architecture it is: {error}") from None
 
 

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from cdcodec.bits.tables import TableSet, gaussian_tables, nearest_scale_thresholds, tables_from_pmfs
+from cdcodec.bits.tables import gaussian_tables, nearest_scale_thresholds, tables_from_pmfs
 from cdcodec.config import ModelConfig
-from cdcodec.errors import TrainingError
 from cdcodec.lab.rate import RateModel
 from cdcodec.lab.recipe import parse_recipe
 from cdcodec.lab.train import averaged_models, load_state
 from cdcodec.nets.integer import IntegerHyperSynthesis
 from cdcodec.nets.networks import Networks
-from cdcodec.weights import BASE, FORMAT, LADDER_TENSORS, bitstream_names, file_hash, tensor_hash
+from cdcodec.weights import BASE, FORMAT, LADDER_TENSORS, bitstream_names, file_hash, save, table_tensors, tensor_hash
 
 LICENCE = "Apache-2.0"
 
 
 def export_run(run: Path, out: Path, bpp: dict[float, float] | None = None) -> list[Path]:
-    """Writes out/<preset>/ from the state of a training run; returns the files. Raises TrainingError."""
+    """Writes out/<preset>/ from the state of a training run; returns the files. Raises TrainingError, WeightsError."""
     state = load_state(run)
     recipe = parse_recipe(state["recipe"], str(run))
     networks, rate = averaged_models(recipe, state["average"], torch.device("cpu"))
@@ -41,7 +37,7 @@ def write_checkpoints(
     networks: Networks, rate: RateModel, folder: Path, about: dict[str, str], bpp: dict[float, float]
 ) -> list[Path]:
     """base.safetensors and one file per λ. Networks are rounded to bfloat16 first, so that the integers are the twin
-    of what is shipped. Files are written beside and renamed, the base last but one so that no λ names a missing base."""
+    of what is shipped. The base is written before the λ that name it."""
     config = networks.config
     floats = {n: v for n, v in networks.state_dict().items() if not n.startswith("ladder.")}
     floats = {n: v.to(torch.bfloat16).cpu().contiguous() for n, v in floats.items()}
@@ -53,39 +49,23 @@ def write_checkpoints(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("lambda-*.safetensors"):
         old.unlink()
-    written = [_save(base, folder / BASE, metadata)]
+    written = [save(base, folder / BASE, metadata)]
     base_hash = file_hash(folder / BASE)
     for i, lam in enumerate(config.ladder):
         rung = {name: getattr(networks.ladder, name).detach()[i].cpu().clone() for name in LADDER_TENSORS}
         known = {"bpp": f"{bpp[lam]:.4f}"} if lam in bpp else {}
-        labels = {key: metadata[key] for key in ("format", "preset", "licence", "bitstream")}
+        labels = {key: metadata[key] for key in ("format", "preset", "rho", "licence", "bitstream")}
         path = folder / f"lambda-{lam:g}.safetensors"
-        written.append(_save(rung, path, {**labels, **known, "lambda": repr(lam), "base": base_hash}))
+        written.append(save(rung, path, {**labels, **known, "lambda": repr(lam), "base": base_hash}))
     return written
 
 
 def integer_tensors(networks: Networks, rate: RateModel, config: ModelConfig) -> dict[str, Tensor]:
     """The bitstream part: integer.* and tables.*."""
     integer = IntegerHyperSynthesis.of(networks.hyper_synthesis, nearest_scale_thresholds(), config)
-    tables = {"z": tables_from_pmfs([(first, pmf.numpy()) for first, pmf in rate.pmf_z()]), "y": gaussian_tables()}
-    named = {f"tables.{which}.{part}": value for which, t in tables.items() for part, value in _parts(t).items()}
-    return {**integer.tensors(), **named}
-
-
-def _parts(tables: TableSet) -> dict[str, Tensor]:
-    return {part: torch.from_numpy(getattr(tables, part)) for part in ("counts", "first", "length")}
+    z = tables_from_pmfs([(first, pmf.numpy()) for first, pmf in rate.pmf_z()])
+    return {**integer.tensors(), **table_tensors(z, gaussian_tables())}
 
 
 def _rate_tensors(rate: RateModel) -> dict[str, Tensor]:
     return {f"rate.{n}": p.detach().float().cpu().contiguous() for n, p in rate.named_parameters()}
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, Any]) -> Path:
-    beside = path.with_suffix(".part")
-    try:
-        save_file(tensors, beside, {**metadata, "tensors": tensor_hash(tensors, tensors)})
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise TrainingError(f"{path} cannot be written: {error}") from None
-    return path

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
-from cdcodec.nets.layers import Block, Conv2d, Linear, Upsample, conv3, fourier, norm
+from cdcodec.nets.layers import Block, Linear, Upsample, conv3, fourier, norm
 
 
 class Ladder(nn.Module):
@@ -19,6 +20,8 @@ class Ladder(nn.Module):
     log_gain, log_inverse_gain (R, C_y): y·exp(log_gain) is quantised, ŷ·exp(log_inverse_gain) is decoded.
     log_variance (R,): log of s², the error variance of the light head's picture, for the denoiser's preconditioning.
     """
+
+    log_lambda: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class Analysis(nn.Module):
         self.embed = Linear(config.condition, config.embedding)
         self.stem = conv3(3 * config.unshuffle**2, widths[0])
         self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
-        self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in pairwise(widths))
         self.out = conv3(widths[-1], config.latent)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -66,7 +69,7 @@ class Analysis(nn.Module):
         for i, blocks in enumerate(self.levels):
             if i:
                 h = self.downs[i - 1](h)
-            for block in blocks:
+            for block in blocks.children():
                 h = block(h, embedding)
         return self.out(norm(h.float()))
 
@@ -84,7 +87,7 @@ class Synthesis(nn.Module):
         self.embed = Linear(config.condition, config.embedding)
         self.stem = conv3(config.latent, widths[-1])
         self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
-        self.ups = nn.ModuleList(Upsample(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.ups = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
         self.head = conv3(widths[0], 3 * config.unshuffle**2)
         self.unshuffle = config.unshuffle
 
@@ -93,7 +96,7 @@ class Synthesis(nn.Module):
         h = self.stem(latent).to(dtype)
         pyramid: list[Tensor] = []
         for i in reversed(range(len(self.levels))):
-            for block in self.levels[i]:
+            for block in self.levels[i].children():
                 h = block(h, embedding)
             pyramid.insert(0, h)
             if i:
@@ -104,5 +107,3 @@ class Synthesis(nn.Module):
 def _blocks(width: int, config: ModelConfig) -> nn.ModuleList:
     return nn.ModuleList(Block(width, width, config.embedding) for _ in range(config.analysis_depth))
 
-
-__all__ = ["Analysis", "Conv2d", "Ladder", "Synthesis"]

@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SIGMA_RANGE = (0.015, 0.6)
@@ -82,10 +84,40 @@ class Preconditioned:
 
 
 def sigma_grid(steps: int) -> list[float]:
-    """ᾱ of `steps` ≥ 1 sampling steps: 0 first (where decoding starts), then noise levels log-spaced over SIGMA_RANGE."""
+    """ᾱ of `steps` ≥ 1 sampling steps: 0 first, where decoding starts, then σ log-spaced over SIGMA_RANGE."""
     high, low = math.log(SIGMA_RANGE[1]), math.log(SIGMA_RANGE[0])
     levels = [high + (low - high) * i / max(steps - 2, 1) for i in range(steps - 1)]
     return [0.0] + [1 / (1 + math.exp(2 * level)) for level in levels]
+
+
+def authors_alpha_bar(schedule: str, timesteps: int) -> NDArray[np.float32]:
+    """ᾱ_n, n = 0 … N − 1, of the authors' discrete schedules: computed in float64, kept in float32 as theirs are.
+
+    "linear": β from 0.1/N to 20/N. "cosine": Nichol & Dhariwal 2021 (arXiv 2102.09672) over n/N, β at most 0.999.
+    """
+    if schedule == "linear":
+        betas = np.linspace(0.1 / timesteps, 20 / timesteps, timesteps)
+    elif schedule == "cosine":
+        x = np.linspace(0, timesteps + 1, timesteps + 1) / (timesteps + 1)
+        f = np.cos((x + 0.008) / 1.008 * (np.pi / 2)) ** 2
+        betas = np.clip(1 - f[1:] / f[:-1], 0, 0.999)
+    else:
+        raise ValueError(f"unknown schedule {schedule!r}: cosine or linear")
+    return np.cumprod(1 - betas).astype(np.float32)
+
+
+def authors_grid(schedule: str, timesteps: int, steps: int) -> tuple[list[float], list[float]]:
+    """(ᾱ, time told to the network) of `steps` ≥ 1 sampling steps, falling noise, as the authors' samplers have them.
+
+    n = 0 … N − 1 in equal parts, truncated; one step is n = N − 1. The network of the cosine schedule is told n/N, that
+    of the linear one i/steps, i being the step's index counted from the picture.
+    """
+    last = timesteps - 1
+    indices = [last] if steps == 1 else torch.linspace(0, last, steps, device="cpu").long().tolist()
+    alpha_bar = authors_alpha_bar(schedule, timesteps)
+    by_index = schedule == "cosine" or steps == 1
+    times = [n / timesteps if by_index else i / steps for i, n in enumerate(indices)]
+    return [float(alpha_bar[n]) for n in reversed(indices)], times[::-1]
 
 
 Denoiser = Callable[[Tensor, float], Tensor]

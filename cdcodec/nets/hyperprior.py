@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +36,16 @@ class HyperAnalysis(nn.Module):
 class HyperSynthesis(nn.Module):
     """h_s: ẑ (B, C_z, ⌈h/4⌉, ⌈w/4⌉) → log σ and μ of y, each (B, C_y, h, w), float32. Sees no λ.
 
-    Two convolutions with pixel-shuffle and ReLU, then one to [log σ, μ]: only operations that have an exact twin in
-    integers. Rows and columns beyond (h, w) are cropped.
+    Two convolutions with pixel-shuffle and (leaky) ReLU, then one to [log σ, μ] or [σ, μ]: only operations that have an
+    exact twin in integers. Rows and columns beyond (h, w) are cropped.
     """
+
+    layers: Any  # of Conv2d, which nn.ModuleList cannot say
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         a, b = config.hyper_widths
+        self.slope, self.logarithmic = config.hyper_slope, config.hyper_scale == "log"
         self.layers = nn.ModuleList(
             (conv3(config.hyper, 4 * a), conv3(a, 4 * b), conv3(b, 2 * config.latent))
         )
@@ -49,8 +53,9 @@ class HyperSynthesis(nn.Module):
     def forward(self, z: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         h = z
         for layer in self.layers[:-1]:
-            h = F.relu(F.pixel_shuffle(layer(h), 2))
-        log_scale, mean = self.layers[-1](h)[:, :, : size[0], : size[1]].chunk(2, dim=1)
+            h = F.leaky_relu(F.pixel_shuffle(layer(h), 2), self.slope)
+        scale, mean = self.layers[-1](h)[:, :, : size[0], : size[1]].chunk(2, dim=1)
+        log_scale = scale if self.logarithmic else scale.clamp(min=SCALE_MIN).log()
         return log_scale.clamp(math.log(SCALE_MIN), math.log(SCALE_MAX)), mean
 
 

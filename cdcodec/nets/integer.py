@@ -7,8 +7,8 @@ layers an arithmetic shift with rounding brings the sums back to fixed point (SP
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from cdcodec.nets.hyperprior import HyperSynthesis
 from cdcodec.symbols import SYMBOL_LIMIT
 
 WEIGHT_LIMIT = 2**14
-ACTIVATION_BITS, ACTIVATION_LIMIT = 10, 2**20 - 1
-"""Activations between layers are in units of 1/2^10 and saturate at ±(2^20 - 1)."""
+ACTIVATION_BITS, ACTIVATION_LIMIT = 10, 2**24 - 1
+"""Activations between layers are in units of 1/2^10, or where there are medians 1/2^f, and saturate at ±(2^24 - 1)."""
+SLOPE_BITS = 16
 SUM_LIMIT = 2**52
 STRIP_ELEMENTS = 2**23
 """A convolution is computed in strips of rows whose unfolded input has at most about this many elements."""
@@ -69,32 +70,59 @@ class IntegerHyperSynthesis:
     """Exact twin of HyperSynthesis.
 
     layers: as many as its own. thresholds: int32 (255,), ascending, on the raw scale output: the index is the number
-    of thresholds ≤ it. fraction_bits: f, of the last layer's output.
+    of thresholds ≤ it. fraction_bits: f, of the last layer's output. slope: of the leaky ReLU in units of 1/2^16, 0 to
+    2^16. medians: int32 (C_z,) in units of 1/2^f, added to the symbols of z, or None: then the first layer takes the
+    symbols as they are.
     """
 
     layers: tuple[IntegerLayer, ...]
     thresholds: Tensor
     fraction_bits: int
+    slope: int = 0
+    medians: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for thresholds of another kind, or layers that do not follow on each other."""
-        t = self.thresholds
+        """Raises ValueError for tensors of another kind, or layers that do not follow on each other."""
+        t, m = self.thresholds, self.medians
+        if m is not None and (m.dtype != torch.int32 or m.shape != self.layers[0].weight.shape[1:2]):
+            raise ValueError("the medians must be one int32 for each channel of z")
+        if not 0 <= self.slope <= 1 << SLOPE_BITS:
+            raise ValueError("the slope must be a number from 0 to 1")
         if t.dtype != torch.int32 or t.shape != (255,) or not bool((t[1:] > t[:-1]).all()):
             raise ValueError("the scale thresholds must be 255 ascending int32")
         for a, b in zip(self.layers[:-1], self.layers[1:], strict=True):
             if len(a.bias) != 4 * b.weight.shape[1]:
                 raise ValueError("the integer layers do not follow on each other")
 
+    @property
+    def offset(self) -> Tensor:
+        """What the encoder takes off z before rounding: the medians as float32 (C_z, 1, 1), or 0."""
+        if self.medians is None:
+            return torch.zeros(())
+        return self.medians[:, None, None] / 2.0**self.fraction_bits
+
     @classmethod
-    def of(cls, floats: HyperSynthesis, scales: NDArray[np.float64], config: ModelConfig) -> IntegerHyperSynthesis:
-        """Fixed-point layers for trained float ones; `scales` float64 (255,) are the thresholds of σ between indices."""
+    def of(
+        cls,
+        floats: HyperSynthesis,
+        scales: NDArray[np.float64],
+        config: ModelConfig,
+        medians: Tensor | None = None,
+    ) -> IntegerHyperSynthesis:
+        """Fixed-point layers for trained float ones; `scales` float64 (255,) are the thresholds of σ between indices,
+        `medians` (C_z,) floats to be added to the symbols of z."""
+        f = config.fraction_bits
+        between = ACTIVATION_BITS if medians is None else f
+        first = 0 if medians is None else f
+        units = (first, *[between] * (len(floats.layers) - 1), f)
         layers = []
-        for i, layer in enumerate(floats.layers):
-            bits_in = ACTIVATION_BITS if i else 0
-            bits_out = config.fraction_bits if i == len(floats.layers) - 1 else ACTIVATION_BITS
-            layers.append(_fixed_point(layer.weight, layer.bias, bits_in, bits_out))
-        thresholds = torch.tensor([round(math.log(s) * 2**config.fraction_bits) for s in scales], dtype=torch.int32)
-        return cls(tuple(layers), thresholds, config.fraction_bits)
+        for i, bits in enumerate(pairwise(units)):
+            weight, bias = floats.layers[i].weight, floats.layers[i].bias
+            layers.append(_fixed_point(weight, bias, *bits))
+        raw = np.log(scales) if floats.logarithmic else scales
+        thresholds = torch.from_numpy(np.rint(raw * 2**f)).to(torch.int32)
+        whole = None if medians is None else (medians.detach().double().cpu() * 2**f).round().to(torch.int32)
+        return cls(tuple(layers), thresholds, f, round(floats.slope * 2**SLOPE_BITS), whole)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: ModelConfig) -> IntegerHyperSynthesis:
@@ -104,7 +132,11 @@ class IntegerHyperSynthesis:
         )
         if layers[0].weight.shape[1] != config.hyper or len(layers[-1].bias) != 2 * config.latent:
             raise ValueError("the integer layers do not fit the checkpoint's architecture")
-        return cls(layers, tensors["integer.thresholds"], config.fraction_bits)
+        slope = tensors.get("integer.slope", torch.zeros((), dtype=torch.int32))
+        if slope.dtype != torch.int32 or slope.ndim:
+            raise ValueError("the slope must be one int32")
+        medians = tensors.get("integer.medians")
+        return cls(layers, tensors["integer.thresholds"], config.fraction_bits, int(slope), medians)
 
     def tensors(self) -> dict[str, Tensor]:
         """Under the names that `from_tensors` reads."""
@@ -113,6 +145,10 @@ class IntegerHyperSynthesis:
             for i, layer in enumerate(self.layers)
             for leaf in ("weight", "bias", "shift")
         }
+        if self.slope:
+            named["integer.slope"] = torch.tensor(self.slope, dtype=torch.int32)
+        if self.medians is not None:
+            named["integer.medians"] = self.medians
         return {**named, "integer.thresholds": self.thresholds}
 
     @torch.inference_mode()
@@ -120,14 +156,22 @@ class IntegerHyperSynthesis:
         """z int32 (…, C_z, ⌈h/4⌉, ⌈w/4⌉) → index uint8 and mean int32 in 1/2^f, both (…, C_y, h, w) for size (h, w)."""
         batch = z.shape[:-3]
         x = torch.from_numpy(z.reshape(-1, *z.shape[-3:])).double()
+        if self.medians is not None:
+            x = x * 2.0**self.fraction_bits + self.medians.double()[:, None, None]
+            x = x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
         for layer in self.layers[:-1]:
-            x = F.pixel_shuffle(layer(x).clamp(0, ACTIVATION_LIMIT).double(), 2)
+            x = F.pixel_shuffle(self._activate(layer(x)).double(), 2)
         out = self.layers[-1](x)[:, :, : size[0], : size[1]]
         raw, mean = out.chunk(2, dim=1)
         index = torch.searchsorted(self.thresholds.long(), raw.contiguous(), right=True).to(torch.uint8)
         limit = SYMBOL_LIMIT << self.fraction_bits
         shape = (*batch, *raw.shape[1:])
         return index.numpy().reshape(shape), mean.clamp(-limit, limit).to(torch.int32).numpy().reshape(shape)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        """Saturation, then ReLU, leaky where there is a slope; int64."""
+        x = x.clamp(-ACTIVATION_LIMIT if self.slope else 0, ACTIVATION_LIMIT)
+        return torch.maximum(x, (x * self.slope + (1 << (SLOPE_BITS - 1))) >> SLOPE_BITS) if self.slope else x
 
 
 def _fixed_point(weight: Tensor, bias: Tensor | None, bits_in: int, bits_out: int) -> IntegerLayer:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdcodec.nets.diffusion import ddim, sigma_grid
+from cdcodec.nets.diffusion import ddim
 from cdcodec.nets.integer import IntegerHyperSynthesis
-from cdcodec.nets.networks import Networks
+from cdcodec.nets.networks import Conditioning, Networks
 from cdcodec.symbols import SYMBOL_LIMIT, Symbols
 
 Progress = Callable[[int, int], None]
-
-
-class Conditioning(NamedTuple):
-    """The ladder's rows for one λ: condition (1, K), gain and inverse_gain (1, C_y, 1, 1), variance (1,)."""
-
-    condition: Tensor
-    gain: Tensor
-    inverse_gain: Tensor
-    variance: Tensor
 
 
 class Model:
@@ -38,8 +28,10 @@ class Model:
     ) -> None:
         self.config = networks.config
         self.integer, self.device, self.dtype = integer, device, dtype
-        self.networks = networks.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-        for part in (self.networks.analysis.levels, self.networks.synthesis.levels, self.networks.unet):
+        self.encoder_dtype = torch.float32 if self.config.exact_encoder else dtype
+        self.networks = networks.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+        self.networks.analysis.levels.to(self.encoder_dtype)
+        for part in (self.networks.synthesis.levels, self.networks.unet):
             part.to(dtype)  # cast once; the layers around them stay float32
 
     def condition(self, lam: float) -> Conditioning:
@@ -62,9 +54,9 @@ class Model:
         """
         given = self.condition(lam)
         x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)[None].permute(0, 3, 1, 2)
-        x = (x.float() / 127.5 - 1).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = (x.float() / 127.5 - 1).to(self.encoder_dtype).contiguous(memory_format=torch.channels_last)
         y = self.networks.analysis(x, given.condition) * given.gain
-        z = _integers(self.networks.hyper_analysis(y))
+        z = _integers(self.networks.hyper_analysis(y).cpu() - self.integer.offset)
         index, mean = self.integer(z, (y.shape[2], y.shape[3]))
         centred = y[0].double().cpu() - torch.from_numpy(mean) / 2.0**self.config.fraction_bits
         return Symbols(z=z, y=_integers(centred[None]), index=index, mean=mean)
@@ -83,31 +75,28 @@ class Model:
     ) -> NDArray[np.uint8]:
         """ŷ int32 (C_y, h, w) in 1/2^f → pixels uint8 (16h, 16w, 3); steps 0 is the light head alone.
 
-        progress(done, steps) is called behind each step.
+        progress(done, steps) is called behind each step. Raises ValueError for 0 steps of a model without that head.
         """
         given = self.condition(lam)
         y = torch.from_numpy(latent).to(self.device)[None].float() / 2.0**self.config.fraction_bits
         y = (y * given.inverse_gain).contiguous(memory_format=torch.channels_last)
         pyramid, base = self.networks.synthesis(y, given.condition, self.dtype)
         if steps == 0:
+            if base is None:
+                raise ValueError(f"{self.config.preset} has no light head to decode with alone; take 1 step or more")
             return _pixels(base)
-        contributions = self.networks.unet.contributions(pyramid)
+        denoise, alpha_bars = self.networks.denoiser(pyramid, base, given, rho=rho, steps=steps, dtype=self.dtype)
         del pyramid
-
-        def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
-            level, realism = (torch.tensor([v], dtype=torch.float32, device=self.device) for v in (alpha_bar, rho))
-            return self.networks.predict(
-                x_t, level, base, given.variance, given.condition, realism, contributions, self.dtype
-            )
-
+        start = self._start((latent.shape[1], latent.shape[2]), gamma, seed)
         report = None if progress is None else lambda i, _: progress(i + 1, steps)
-        return _pixels(ddim(denoise, self._start(base.shape, gamma, seed), sigma_grid(steps), report))
+        return _pixels(ddim(denoise, start, alpha_bars, report))
 
-    def _start(self, shape: torch.Size, gamma: float, seed: int) -> Tensor:
-        """x_N = γ·ε. NumPy's RandomState is a frozen stream: the same noise on every device and in every release."""
+    def _start(self, size: tuple[int, int], gamma: float, seed: int) -> Tensor:
+        """x_N = γ·ε for y of `size`. NumPy's RandomState is a frozen stream: the same noise everywhere and for good."""
+        shape = (3, size[0] * self.config.stride, size[1] * self.config.stride)
         if gamma == 0:
-            return torch.zeros(shape, device=self.device)
-        noise = np.random.RandomState(seed).standard_normal(tuple(shape[1:])).astype(np.float32)
+            return torch.zeros((1, *shape), device=self.device)
+        noise = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
         return torch.from_numpy(noise)[None].to(self.device) * gamma
 
 

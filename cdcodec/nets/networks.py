@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
-from cdcodec.nets.analysis import Analysis, Ladder, Synthesis
-from cdcodec.nets.diffusion import Preconditioned, sigma_of_alpha_bar
-from cdcodec.nets.hyperprior import HyperAnalysis, HyperSynthesis
-from cdcodec.nets.unet import UNet
+from cdcodec.nets import analysis, hyperprior, paper, unet
+from cdcodec.nets.analysis import Ladder
+from cdcodec.nets.diffusion import Denoiser, Preconditioned, authors_grid, sigma_grid, sigma_of_alpha_bar, to_x
+from cdcodec.nets.hyperprior import HyperSynthesis
+
+
+class Conditioning(NamedTuple):
+    """The ladder's rows for one λ: condition (1, K), gain and inverse_gain (1, C_y, 1, 1), variance (1,)."""
+
+    condition: Tensor
+    gain: Tensor
+    inverse_gain: Tensor
+    variance: Tensor
 
 
 class Networks(nn.Module):
-    """The float parameters that are trained and shipped, under the names they carry in a checkpoint."""
+    """The float parameters that are trained and shipped, under the names they carry in a checkpoint.
+
+    The parts of both kinds of blocks are called alike; `Any`, because a preset decides which they are.
+    """
+
+    analysis: Any
+    hyper_analysis: Any
+    synthesis: Any
+    unet: Any
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        theirs = {"compact": False, "paper": True}[config.blocks]
         self.ladder = Ladder(config)
-        self.analysis = Analysis(config)
-        self.hyper_analysis = HyperAnalysis(config)
+        self.analysis = paper.Analysis(config) if theirs else analysis.Analysis(config)
+        self.hyper_analysis = paper.HyperAnalysis(config) if theirs else hyperprior.HyperAnalysis(config)
         self.hyper_synthesis = HyperSynthesis(config)
-        self.synthesis = Synthesis(config)
-        self.unet = UNet(config)
+        self.synthesis = paper.Synthesis(config) if theirs else analysis.Synthesis(config)
+        self.unet = paper.UNet(config) if theirs else unet.UNet(config)
 
-    def predict(
+    def predict(  # noqa: PLR0917
         self,
         x_t: Tensor,
         alpha_bar: Tensor,
@@ -36,10 +56,51 @@ class Networks(nn.Module):
         contributions: list[list[Tensor]],
         dtype: torch.dtype,
     ) -> Tensor:
-        """x̂_0 (B, 3, H, W) float32 from x_t, base (B, 3, H, W), alpha_bar, variance, rho (B,), condition (B, K)."""
+        """x̂_0 (B, 3, H, W) float32 from x_t, base (B, 3, H, W), alpha_bar, variance, rho (B,), condition (B, K).
+
+        For the schedule "sigma", whose output is preconditioned.
+        """
         wide = (slice(None), None, None, None)
         state = Preconditioned.of(x_t, base, variance[wide], alpha_bar[wide])
         embedding = self.unet.embed(sigma_of_alpha_bar(alpha_bar), condition, rho)
         # The U-Net's convolutions are fastest with channels last, so its input is laid out so.
         scaled = state.input.to(dtype).contiguous(memory_format=torch.channels_last)
         return state.x_0(self.unet(scaled, embedding, contributions))
+
+    def denoiser(
+        self,
+        pyramid: list[Tensor],
+        base: Tensor | None,
+        given: Conditioning,
+        *,
+        rho: float,
+        steps: int,
+        dtype: torch.dtype,
+    ) -> tuple[Denoiser, list[float]]:
+        """What `diffusion.ddim` takes: x̂_0 of (x_t, ᾱ), and the ᾱ of the steps. The context's part is computed once."""
+        contributions = self.unet.contributions(pyramid)
+        if base is None:
+            return self._plain_denoiser(contributions, steps, dtype)
+
+        def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
+            level, realism = (torch.tensor([v], dtype=torch.float32, device=x_t.device) for v in (alpha_bar, rho))
+            return self.predict(x_t, level, base, given.variance, given.condition, realism, contributions, dtype)
+
+        return denoise, sigma_grid(steps)
+
+    def _plain_denoiser(
+        self, contributions: list[list[Tensor]], steps: int, dtype: torch.dtype
+    ) -> tuple[Denoiser, list[float]]:
+        """The authors': the U-Net sees x_t itself and the time, and its output is x̂_0 or ε."""
+        config = self.config
+        alpha_bars, times = authors_grid(config.schedule, config.timesteps, steps)
+        told = dict(zip(alpha_bars, times, strict=True))
+
+        def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
+            both = (alpha_bar, told[alpha_bar])
+            level, time = (torch.tensor([v], dtype=torch.float32, device=x_t.device) for v in both)
+            fed = x_t.to(dtype).contiguous(memory_format=torch.channels_last)
+            x_0 = to_x(self.unet(fed, self.unet.embed(time), contributions), config.parametrisation, x_t, level)
+            return x_0.clamp(-1, 1) if config.clamp else x_0
+
+        return denoise, alpha_bars

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,9 @@ class UNet(nn.Module):
     first once per picture, the second once per step.
     """
 
+    down_blocks: Any  # lists of lists of Block, which nn.ModuleList cannot say
+    up_blocks: Any
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths, context, e = config.unet_widths, config.analysis_widths, config.embedding
@@ -40,12 +45,12 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList(
             nn.ModuleList(Block(w, w, e, c) for _ in depth) for w, c in zip(widths, context, strict=True)
         )
-        self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in pairwise(widths))
         self.up_blocks = nn.ModuleList(
             nn.ModuleList(Block(2 * w if i == 0 and w != widths[-1] else w, w, e, c) for i in depth)
             for w, c in zip(widths, context, strict=True)
         )
-        self.ups = nn.ModuleList(Upsample(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.ups = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
         self.head = conv3(widths[0], 3 * self.unshuffle**2, zero=True)
 
     def embed(self, sigma: Tensor, condition: Tensor, rho: Tensor) -> Tensor:
