@@ -19,11 +19,12 @@ with warnings.catch_warnings():  # compressai 1.2 still uses torch.jit.script, w
     warnings.simplefilter("ignore", FutureWarning)
     from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 
-LIKELIHOOD_MIN = 1e-9
-
 
 class RateModel(nn.Module):
-    """Bits of z under a learned factorised density and of y under N(μ, σ²); medians of z are zero by construction."""
+    """Bits of z under a learned factorised density and of y under N(μ, σ²); medians of z are zero by construction.
+
+    Likelihoods are bounded from below at 1e-9, by CompressAI's bound whose gradient still reaches what lies under it.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -37,13 +38,13 @@ class RateModel(nn.Module):
         batch, channels = z.shape[:2]
         values = z.permute(1, 0, 2, 3).reshape(channels, 1, -1)
         likelihood, _, _ = self.bottleneck._likelihood(values)
-        bits = -likelihood.clamp(min=LIKELIHOOD_MIN).log2()
+        bits = -self.bottleneck.likelihood_lower_bound(likelihood).log2()
         return bits.reshape(channels, batch, -1).sum(dim=(0, 2))
 
     def bits_y(self, y: Tensor, log_scale: Tensor, mean: Tensor) -> Tensor:
         """y (B, C_y, h, w) with noise or rounded, log σ and μ likewise → bits (B,)."""
         likelihood = self.gaussian._likelihood(y, log_scale.exp(), mean)
-        return -likelihood.clamp(min=LIKELIHOOD_MIN).log2().sum(dim=(1, 2, 3))
+        return -self.gaussian.likelihood_lower_bound(likelihood).log2().sum(dim=(1, 2, 3))
 
     @torch.no_grad()
     def pmf_z(self, limit: int = 4096, tail: float = 1e-7) -> list[tuple[int, Tensor]]:

@@ -56,7 +56,23 @@ class HyperSynthesis(nn.Module):
             h = F.leaky_relu(F.pixel_shuffle(layer(h), 2), self.slope)
         scale, mean = self.layers[-1](h)[:, :, : size[0], : size[1]].chunk(2, dim=1)
         log_scale = scale if self.logarithmic else scale.clamp(min=SCALE_MIN).log()
-        return log_scale.clamp(math.log(SCALE_MIN), math.log(SCALE_MAX)), mean
+        return Bounded.apply(log_scale, math.log(SCALE_MIN), math.log(SCALE_MAX)), mean
+
+
+class Bounded(torch.autograd.Function):
+    """clamp(x, low, high) whose gradient still reaches what lies outside, where following it leads back inside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (x,), (low, high), (gradient,) = ctx.saved_tensors, ctx.bounds, gradients
+        lost = ((x < low) & (gradient > 0)) | ((x > high) & (gradient < 0))
+        return gradient.masked_fill(lost, 0), None, None
 
 
 def quantise(x: Tensor, mean: Tensor | float = 0.0) -> Tensor:
