@@ -15,9 +15,8 @@ from cdcodec.weights import Checkpoint, load_model
 torch.set_num_threads(1)  # tiny models are fastest so; what must not depend on it sets other numbers itself
 
 
-@pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights folder holding compact-x with the architecture of tiny-x, all eight λ, random but lively weights."""
+def write_tiny_weights(root: Path) -> Path:
+    """Make a weights folder holding compact-x with the architecture of tiny-x, all eight λ, lively random weights."""
     import dataclasses
 
     from cdcodec.lab.export import write_checkpoints
@@ -36,9 +35,14 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         networks.hyper_analysis.layers[-1].weight.mul_(20)
         for layer in networks.hyper_synthesis.layers:
             layer.weight.mul_(2)
-    root = tmp_path_factory.mktemp("weights")
     write_checkpoints(networks, rate, root / "compact-x", {"steps": "0"}, {lam: 1.0 for lam in config.ladder})
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `write_tiny_weights` makes."""
+    return write_tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")

@@ -95,20 +95,25 @@ class Reader:
         self._tables = tables
         self._decoder = stream.queue.RangeDecoder(np.frombuffer(payload, dtype="<u4").astype(np.uint32))
         self._read = ""
+        self._bits = 8.0 * len(payload) + 1  # information of a payload never exceeds its size; 1 is for rounding
 
     def read_z(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
         """z as int32 of `shape` (C_z, H_z, W_z)."""
         self._advance("", "z")
         _check_channels(shape, self._tables)
-        return _decode(self._decoder, _z_sizes(shape), self._tables.z_models).reshape(shape)
+        sizes = _z_sizes(shape)
+        self._spend(self._tables.z.least_bits(sizes))
+        return _decode(self._decoder, sizes, self._tables.z_models).reshape(shape)
 
     def read_y(self, index: NDArray[np.uint8]) -> NDArray[np.int32]:
         """The symbols of y as int32, shaped as `index`, the uint8 scale index (C_y, H_y, W_y) derived from z."""
         self._advance("z", "zy")
         if index.dtype != np.uint8:
             raise ValueError(f"the scale index must be uint8, not {index.dtype}")
+        sizes = _y_sizes(index)
+        self._spend(self._tables.y.least_bits(sizes))
         y = np.empty(index.size, dtype=np.int32)
-        y[_y_order(index)] = _decode(self._decoder, _y_sizes(index), self._tables.y_models)
+        y[_y_order(index)] = _decode(self._decoder, sizes, self._tables.y_models)
         return y.reshape(index.shape)
 
     def finish(self, symbols: Symbols) -> None:
@@ -117,6 +122,12 @@ class Reader:
         self._advance("zy", "all")
         if write(symbols, self._tables) != self._payload:
             raise CorruptError(_DAMAGED)
+
+    def _spend(self, bits: float) -> None:
+        """Refuses, before anything is decoded, more symbols than the payload can hold however likely they are."""
+        self._bits -= bits
+        if self._bits < 0:
+            raise CorruptError(f"the compressed data is too short for a picture of this size; {_DAMAGED}")
 
     def _advance(self, before: str, after: str) -> None:
         if self._read != before:

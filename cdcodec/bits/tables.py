@@ -74,6 +74,10 @@ class TableSet:
         escaped = (entries < 0) | (entries >= escape)
         return np.where(escaped, escape, entries), escaped
 
+    def least_bits(self, sizes: NDArray[np.int64]) -> float:
+        """Information in bits of sizes[row] symbols of every row if each were the likeliest one."""
+        return float(sizes @ (TOTAL_BITS - np.log2(self.counts.max(axis=1))))
+
 
 def nearest_scale_thresholds() -> NDArray[np.float64]:
     """float64 (255,): geometric midpoints of SCALES; the nearest scale in log is the number of thresholds <= σ."""
