@@ -56,6 +56,7 @@ def quality(a, b):
 @pytest.mark.parametrize("peer", PEERS.values(), ids=list(PEERS))
 def test_peers_write_real_files(peer, picture):
     assert peer.missing() is None
+    before = json.dumps(peer.settings)
     low, high = (peer.encode(picture, rung) for rung in (peer.rungs[1], peer.rungs[-2]))
     decoded = [peer.decode(d, peer.settings[0]) for d in (low, high)]
     assert all(d.dtype == np.uint8 and d.shape == picture.shape for d in decoded)
@@ -63,6 +64,7 @@ def test_peers_write_real_files(peer, picture):
     assert 18 < quality(picture, decoded[0]) < quality(picture, decoded[1])
     assert 8 * len(low) / 32000 < 1.2
     assert 0 <= peer.overhead(low) < 600
+    assert json.dumps(peer.settings) == before
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=list(PEERS))

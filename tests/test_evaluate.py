@@ -272,6 +272,13 @@ def test_survey_is_sorted_and_limited(folder):
     assert [s.name for s in evaluate.survey(folder, 1)[0]] == ["b.png"]
 
 
+def test_survey_leaves_hidden_files_and_the_report_out(tmp_path):
+    for name in ("a.png", ".hidden.png", ".folder/b.png", "out/plots/c.png", "other/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    assert [s.name for s in evaluate.survey(tmp_path, None, tmp_path / "out")[0]] == ["a.png", "other/d.png"]
+
+
 def test_the_bar_shows_on_terminals_only(request_for, capsys, monkeypatch):
     perform(request_for(limit=1, peers=()))
     assert capsys.readouterr().err == ""

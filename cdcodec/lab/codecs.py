@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import importlib.util
@@ -127,7 +128,8 @@ class Plugin:
     def encode(self, pixels: Pixels, rung: float) -> bytes:
         self._register()
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, self.format, quality=round(rung), **self.options, **self.threads)
+        options = copy.deepcopy(dict(self.options))  # pillow-heif writes into it
+        Image.fromarray(pixels).save(buffer, self.format, quality=round(rung), **options, **self.threads)
         return buffer.getvalue()
 
     def decode(self, data: bytes, setting: Setting) -> Pixels:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import click
@@ -105,10 +107,18 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
 
 
-def survey(folder: Path, limit: int | None = None) -> tuple[tuple[Source, ...], list[str]]:
-    """(the pictures below a folder that can be read, sorted by path; a line for each that cannot)."""
-    known = image.readable_extensions()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
+def survey(folder: Path, limit: int | None = None, out: Path | None = None) -> tuple[tuple[Source, ...], list[str]]:
+    """(the pictures below a folder that can be read, sorted by path; a line for each that cannot).
+
+    Hidden files and folders are left out, and so is the folder of the report if it lies within.
+    """
+    known, own = image.readable_extensions(), None if out is None else out.resolve()
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in known and path.is_file() and (own is None or own not in path.resolve().parents)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]  # fmt: skip
     sources: list[Source] = []
     broken: list[str] = []
     for path in paths:
@@ -171,12 +181,12 @@ def _measure(
 
     parts = [(unit, *split(unit)) for unit in todo]
     if plan.jobs == 1:
-        _set_threads(plan.threads)
+        torch.set_num_threads(plan.threads)
         for unit, found, rest in parts:
             yield unit, *_merge(unit, found, work(rest, plan.judging, 1))
         return
     context = get_context("spawn")
-    with ProcessPoolExecutor(plan.jobs, context, initializer=_set_threads, initargs=(plan.threads,)) as pool:
+    with ProcessPoolExecutor(plan.jobs, context, initializer=_begin_worker, initargs=(plan.threads,)) as pool:
         futures: list[Future[tuple[list[Result], str | None]]] = [
             pool.submit(work, rest, plan.judging, plan.jobs) for _, _, rest in parts
         ]
@@ -307,8 +317,18 @@ def _inception(folder: Path | None, device: str) -> fid.Extractor:
     return fid.load_inception(folder, device)
 
 
-def _set_threads(threads: int) -> None:
+def _begin_worker(threads: int) -> None:
+    """Threads of a worker; it leaves Ctrl-C to its parent, and ends with it."""
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _larger(a: float | None, b: float | None) -> float | None:

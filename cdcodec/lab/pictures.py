@@ -18,9 +18,9 @@ from cdcodec.errors import CdcodecError
 from cdcodec.lab.codecs import Codec, Own, Setting
 from cdcodec.lab.evaluate import Plan, Source, say
 from cdcodec.lab.metrics import Judge
-from cdcodec.lab.plots import OWN_CURVES, SWEEPS, Drawn, strip
+from cdcodec.lab.plots import SIGNS, SWEEPS, Drawn, strip
 from cdcodec.lab.results import label
-from cdcodec.lab.summary import Curve
+from cdcodec.lab.summary import OWN_CURVES, Curve
 
 TARGETS = (0.15, 0.3)
 LARGEST_SIDE = 768
@@ -98,7 +98,7 @@ def strips(plan: Plan, folder: Path) -> list[Drawn]:
             for variable, settings in swept.items():
                 columns = {"original": pixels[window]}
                 for setting in settings:
-                    columns[f"{variable} {setting[variable]:g}"] = codec.decode(data, setting)[window]
+                    columns[f"{SIGNS[variable]} {setting[variable]:g}"] = codec.decode(data, setting)[window]
                 if settings:
                     title = f"{codec.name}, λ {rung:g}, {bpp:.3f} bpp: {source.name} over {SWEEPS[variable]}"
                     drawn.append(strip(columns, title, folder, f"strip-{codec.name}-{variable}-{number}"))

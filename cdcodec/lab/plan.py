@@ -47,9 +47,10 @@ PRESETS = {
         ("compact-x", "compact-eps"),
         (
             {},
+            {"rho": 0.0},
             *({"steps": n} for n in (0, 1, 2, 4, 8, 17, 33, 65)),
             *({"gamma": g} for g in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)),
-            *({"rho": r} for r in (0.0, 0.3, 0.6, 0.9)),
+            *({"rho": r} for r in (0.3, 0.6, 0.9)),
         ),
         ("jpeg", "webp", "avif", "heic"),
         ("psnr", "ms-ssim", "lpips-alex", "lpips-squeeze"),
@@ -115,7 +116,7 @@ def prepare(request: Request) -> Prepared:
             missing.append(f"{peer.name}: {reason}")
     measures, reasons = metrics.usable(request.measures or preset.measures, request.metric_weights)
     missing += metrics.grouped(reasons)
-    sources, broken = survey(request.folder, request.limit)
+    sources, broken = survey(request.folder, request.limit, request.out)
     if not sources:
         raise CdcodecError(f"{request.folder} holds no picture that can be read")
     alone = torch.get_num_threads() if request.jobs == 1 else max(1, (os.cpu_count() or 1) // request.jobs)

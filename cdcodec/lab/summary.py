@@ -22,6 +22,8 @@ from cdcodec.lab.evaluate import features_path
 from cdcodec.lab.metrics import MEASURES, OF_SETS
 from cdcodec.lab.results import Result
 
+OWN_CURVES = 4
+"""Of many curves of ours (a sweep), the first few are compared with peers, drawn against the rate, and shown."""
 RATES = (0.12, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
@@ -176,10 +178,10 @@ def _of_sets(group: Sequence[Result], names: Sequence[str], features: Path) -> d
 def comparisons(
     all_curves: Mapping[str, Curve], measures: Sequence[str], rates: Sequence[float], anchor: str
 ) -> tuple[list[Equal], list[Delta]]:
-    """Every curve of ours (without one, the anchor) against every peer at equal bpp; every curve against the anchor."""
+    """Ours (or the anchor, if none is ours) against every peer at equal bpp; every curve against the anchor."""
     single = [measure for measure in measures if measure not in OF_SETS]
     base = find(all_curves, anchor)
-    references = [curve for curve in all_curves.values() if curve.own] or [base]
+    references = [curve for curve in all_curves.values() if curve.own][:OWN_CURVES] or [base]
     peers = [curve for curve in all_curves.values() if not curve.own]
     equals = [
         equal(reference, peer, measure, bpp)
