@@ -272,6 +272,13 @@ def test_survey_is_sorted_and_limited(folder):
     assert [s.name for s in evaluate.survey(folder, 1)[0]] == ["b.png"]
 
 
+def test_large_pictures_can_be_cropped(folder):
+    whole, cropped = (evaluate.survey(folder, crop=crop)[0] for crop in (None, 80))
+    assert [(s.width, s.height) for s in cropped] == [(80, 80), (75, 50), (80, 80)]
+    assert np.array_equal(cropped[0].pixels(), whole[0].pixels()[8:88, 10:90])
+    assert [a.digest == b.digest for a, b in zip(whole, cropped, strict=True)] == [False, True, False]
+
+
 def test_survey_leaves_hidden_files_and_the_report_out(tmp_path):
     for name in ("a.png", ".hidden.png", ".folder/b.png", "out/plots/c.png", "other/d.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

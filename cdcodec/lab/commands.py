@@ -87,6 +87,8 @@ metrics_options = (
 @click.option("--resume", is_flag=True, help="Continue in the folder of the report.")
 @click.option("--force", is_flag=True, help="Begin again in the folder of the report.")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Take the first N pictures only.")
+@click.option("--crop", metavar="N", type=click.IntRange(min=1),
+              help="Take the middle N x N pixels of larger pictures only.")
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), default=1, show_default=True,
               help="Processes side by side; times are then those of a busy machine.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")

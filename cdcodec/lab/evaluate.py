@@ -38,13 +38,21 @@ from cdcodec.lab.results import Key, Result
 
 @dataclass(frozen=True)
 class Source:
-    """A picture of the evaluated folder. name: its path below it. digest: of its pixels. width, height: pixels."""
+    """A picture of the evaluated folder, or its middle. name: its path below it. digest: of its pixels.
+
+    width, height: pixels, of at most `crop` a side.
+    """
 
     path: Path
     name: str
     digest: str
     width: int
     height: int
+    crop: int | None = None
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 (height, width, 3). Raises ImageError."""
+        return read_middle(self.path, self.crop)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,18 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
 
 
-def survey(folder: Path, limit: int | None = None, out: Path | None = None) -> tuple[tuple[Source, ...], list[str]]:
+def read_middle(path: Path, crop: int | None) -> NDArray[np.uint8]:
+    """The pixels of a picture, at most `crop` a side from its middle. Raises ImageError."""
+    pixels = image.read(path, strip=True).pixels
+    if crop is None:
+        return pixels
+    top, left = (max(0, size - crop) // 2 for size in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top : top + crop, left : left + crop])
+
+
+def survey(
+    folder: Path, limit: int | None = None, out: Path | None = None, crop: int | None = None
+) -> tuple[tuple[Source, ...], list[str]]:
     """(the pictures below a folder that can be read, sorted by path; a line for each that cannot).
 
     Hidden files and folders are left out, and so is the folder of the report if it lies within.
@@ -126,12 +145,12 @@ def survey(folder: Path, limit: int | None = None, out: Path | None = None) -> t
             break
         name = path.relative_to(folder).as_posix()
         try:
-            pixels = image.read(path, strip=True).pixels
+            pixels = read_middle(path, crop)
         except CdcodecError as error:
             broken.append(f"{name}: {error}")
             continue
         digest = f"{zlib.crc32(np.ascontiguousarray(pixels).tobytes()):08x}"
-        sources.append(Source(path, name, digest, pixels.shape[1], pixels.shape[0]))
+        sources.append(Source(path, name, digest, pixels.shape[1], pixels.shape[0], crop))
     return tuple(sources), broken
 
 
@@ -215,7 +234,7 @@ def work(unit: Unit, judging: Judging, jobs: int) -> tuple[list[Result], str | N
         return made, None
     try:
         source, codec = unit.source, unit.codec
-        pixels = _pixels(source.path, source.digest)
+        pixels = _pixels(source)
         judge = _judge(judging)
         if isinstance(codec, Own):
             codec.load()
@@ -303,8 +322,8 @@ def _complete(result: Result, judging: Judging) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _pixels(path: Path, digest: str) -> NDArray[np.uint8]:
-    return image.read(path, strip=True).pixels
+def _pixels(source: Source) -> NDArray[np.uint8]:
+    return source.pixels()
 
 
 @lru_cache(maxsize=1)

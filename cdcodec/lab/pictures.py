@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from cdcodec import image
 from cdcodec.errors import CdcodecError
 from cdcodec.lab.codecs import Codec, Own, Setting
 from cdcodec.lab.evaluate import Plan, Source, say
@@ -38,7 +37,7 @@ def choose(plan: Plan, count: int) -> list[Source]:
 
 def comparison(plan: Plan, curves: Mapping[str, Curve], source: Source, judge: Judge) -> dict[str, Any]:
     """One picture for the page: the original and, near each target rate, ours and each peer at our number of bytes."""
-    pixels = image.read(source.path, strip=True).pixels
+    pixels = source.pixels()
     window = _centre(pixels.shape[0], pixels.shape[1])
     shots: list[dict[str, Any]] = []
     for target in TARGETS:
@@ -87,7 +86,7 @@ def strips(plan: Plan, folder: Path) -> list[Drawn]:
             continue
         rung = codec.rungs[len(codec.rungs) // 2]
         for number, source in enumerate(choose(plan, STRIPS), 1):
-            pixels = image.read(source.path, strip=True).pixels
+            pixels = source.pixels()
             window = _liveliest(pixels)
             try:
                 data = codec.encode(pixels, rung)

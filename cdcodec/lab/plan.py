@@ -81,6 +81,7 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     limit: int | None = None
+    crop: int | None = None
     jobs: int = 1
     threads: int | None = None
 
@@ -116,7 +117,7 @@ def prepare(request: Request) -> Prepared:
             missing.append(f"{peer.name}: {reason}")
     measures, reasons = metrics.usable(request.measures or preset.measures, request.metric_weights)
     missing += metrics.grouped(reasons)
-    sources, broken = survey(request.folder, request.limit, request.out)
+    sources, broken = survey(request.folder, request.limit, request.out, request.crop)
     if not sources:
         raise CdcodecError(f"{request.folder} holds no picture that can be read")
     alone = torch.get_num_threads() if request.jobs == 1 else max(1, (os.cpu_count() or 1) // request.jobs)
