@@ -11,7 +11,7 @@ import click
 
 from cdcodec.errors import CdcodecError
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
 RATES = (0.15, 0.3, 0.5)
 TITLES = {"psnr": "PSNR in dB, more is better", "lpips-alex": "LPIPS (AlexNet), less is better"}
 
