@@ -270,6 +270,7 @@ def _loop(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # being told to stop saves the state, as Ctrl-C does
     began = saved = validated = time.monotonic()
     sums: dict[str, Tensor] = {}
+    summed = 0
 
     def finish() -> None:
         if log is not None:
@@ -279,12 +280,13 @@ def _loop(
         while trainer.step_count < trainer.recipe.steps:
             for name, value in trainer.step().items():
                 sums[name] = sums[name] + value if name in sums else value
+            summed += 1
             if trainer.step_count % LOG_EVERY == 0:
                 trainer.world.average(list(sums.values()))
                 if log is not None:
                     _, phase = trainer.recipe.phase_at(trainer.step_count - 1)
-                    log.step(trainer.step_count, phase, {k: v.item() / LOG_EVERY for k, v in sums.items()})
-                sums = {}
+                    log.step(trainer.step_count, phase, {k: v.item() / summed for k, v in sums.items()})
+                sums, summed = {}, 0
                 now = time.monotonic()
                 if now - saved > 60 * save_minutes:
                     finish()
