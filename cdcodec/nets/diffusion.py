@@ -74,13 +74,13 @@ class Preconditioned:
     def of(cls, x_t: Tensor, base: Tensor, variance: Tensor, alpha_bar: Tensor) -> Preconditioned:
         """x_t, base (B, 3, H, W); variance, alpha_bar broadcastable, float32."""
         total = variance * alpha_bar + 1 - alpha_bar
-        scaled = (x_t - alpha_bar.sqrt() * base) / total.sqrt()
-        skip = base + variance * (alpha_bar / total).sqrt() * scaled
+        scaled = torch.addcmul(x_t, base, -alpha_bar.sqrt()) / total.sqrt()
+        skip = torch.addcmul(base, scaled, variance * (alpha_bar / total).sqrt())
         return cls(input=scaled, skip=skip, out=(variance * (1 - alpha_bar) / total).sqrt())
 
     def x_0(self, output: Tensor) -> Tensor:
         """The network's output as x̂_0."""
-        return self.skip + self.out * output
+        return torch.addcmul(self.skip, output, self.out)
 
 
 def sigma_grid(steps: int) -> list[float]:
@@ -142,6 +142,7 @@ def ddim(
             callback(i, x_0)
         if i + 1 < len(alpha_bars):
             following = alpha_bars[i + 1]
-            eps = (x_t - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
-            x_t = math.sqrt(following) * x_0 + math.sqrt(1 - following) * eps
+            # √ᾱ'·x̂_0 + √(1 − ᾱ')·ε̂ with ε̂ = (x_t − √ᾱ·x̂_0)/√(1 − ᾱ), collected by x_t and x̂_0.
+            kept = math.sqrt((1 - following) / (1 - alpha_bar))
+            x_t = torch.add(kept * x_t, x_0, alpha=math.sqrt(following) - kept * math.sqrt(alpha_bar))
     return x_0
