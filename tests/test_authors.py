@@ -329,3 +329,32 @@ def test_the_released_size() -> None:
     config = ModelConfig.from_json(authors.WIDE["paper-x"].to_json())
     networks = Networks(config)
     assert sum(p.numel() for n, p in networks.named_parameters() if not n.startswith("ladder")) > 53e6
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+    from PIL import Image
+
+    from cdcodec.cli import main
+
+    def works(*arguments: object) -> str:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    monkeypatch.setenv("CDCODEC_WEIGHTS", str(tmp_path / "weights"))
+    source = authors.write_file(tmp_path, "paper-x", DIM)
+    said = works("weights", "import", source, "-o", tmp_path / "weights")
+    assert "lambda-0.0512-rho-0.9.safetensors: paper-x, lambda 0.0512, rho 0.9; integers lose" in said
+    works("weights", "import", source, "--lambda", 0.0032, "--rho", 0)
+    rows = [line.split() for line in works("weights", "list").splitlines()[1:]]
+    assert [(row[0], row[1], row[5]) for row in rows] == [("paper-x", "0.0032", "0"), ("paper-x", "0.0512", "0.9")]
+    assert works("weights", "verify").count(": ok") == 2
+    picture, coded, decoded = (tmp_path / name for name in ("in.png", "x.cdc", "out.png"))
+    Image.fromarray(authors.picture(40, 70)).save(picture)
+    works("encode", picture, coded, "--model", "paper-x", "--lambda", "0.0032")
+    works("decode", coded, decoded, "--steps", 2)
+    assert Image.open(decoded).size == (70, 40)
+    refused = CliRunner().invoke(main, ["encode", str(picture), "--model", "paper-x", "--lambda", "0.1"])
+    assert refused.exit_code == 1
+    assert "none fits: paper-x λ 0.0032 (ρ 0), paper-x λ 0.0512 (ρ 0.9)" in refused.output

@@ -739,7 +739,7 @@ def test_as_a_module():
 
 def test_weights_list(tiny_weights):
     lines = works("weights", "list").text.splitlines()
-    assert lines[0].split() == ["preset", "lambda", "bpp", "bytes", "bitstream", "licence"]
+    assert lines[0].split() == ["preset", "lambda", "bpp", "bytes", "bitstream", "rho", "licence"]
     rows = [line.split() for line in lines[1:]]
     assert [float(row[1]) for row in rows] == sorted(float(row[1]) for row in rows)
     assert len(rows) == 8
