@@ -354,7 +354,8 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(authors.picture(40, 70)).save(picture)
     works("encode", picture, coded, "--model", "paper-x", "--lambda", "0.0032")
     works("decode", coded, decoded, "--steps", 2)
-    assert Image.open(decoded).size == (70, 40)
+    with Image.open(decoded) as image:
+        assert image.size == (70, 40)
     refused = CliRunner().invoke(main, ["encode", str(picture), "--model", "paper-x", "--lambda", "0.1"])
     assert refused.exit_code == 1
     assert "none fits: paper-x λ 0.0032 (ρ 0), paper-x λ 0.0512 (ρ 0.9)" in refused.output
