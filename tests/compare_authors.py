@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +26,7 @@ from cdcodec import codec, weights
 from cdcodec.bits.tables import ideal_bits
 from cdcodec.lab.authors import estimated_bits, import_checkpoint
 from cdcodec.nets.diffusion import ddim
+from cdcodec.weights import Checkpoint
 
 
 def build_theirs(code: Path, preset: str, dim: int) -> Any:
@@ -65,23 +67,27 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 
 
 @torch.inference_mode()
-def compare(code: Path, preset: str, dim: int, size: tuple[int, int], steps: list[int]) -> dict[str, Tensor]:
-    theirs = build_theirs(code, preset, dim)
+def compare(options: argparse.Namespace) -> dict[str, Tensor]:
+    preset, dim, size = f"paper-{options.model}", options.dim, tuple(options.size)
+    theirs = build_theirs(options.code, preset, dim)
     presets = mock.patch.dict(authors.PRESETS, {preset: authors.narrow(preset, dim)})
     with tempfile.TemporaryDirectory() as folder, presets:
         imported = import_checkpoint(authors.write_file(Path(folder), preset, dim), Path(folder))
-        checkpoint = weights.load_model(folder, preset=preset, lam=imported.lam, device="cpu", precision="float32")
-        floats, _, _ = weights.load_tensors(folder, preset=preset)
-    prior = {name.removeprefix("rate."): value for name, value in floats.items() if name.startswith("rate.")}
+        parts = weights.load_tensors(folder, preset=preset)
+        ours = weights.load_model(folder, preset=preset, device="cpu", precision="float32")
     print(f"{preset} at width {dim}, picture {size[1]}×{size[0]}; the import's test: integers lose {imported.loss:.4%}")
-    nets, config = checkpoint.model.networks, checkpoint.config
-    pixels = authors.picture(*size)
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-    given = checkpoint.model.condition(imported.lam)
+    prior = {name.removeprefix("rate."): value for name, value in parts[0].items() if name.startswith("rate.")}
+    recorded = compare_latents(theirs, ours, prior, authors.picture(*size))
+    low = weights.assemble(*parts, "cpu", "bfloat16") if options.bfloat16 else None
+    return recorded | compare_pictures(theirs, ours, low, recorded["quantised"], options.steps)
 
+
+def compare_latents(theirs: Any, ours: Checkpoint, prior: dict[str, Tensor], pixels: np.ndarray) -> dict[str, Tensor]:
+    nets, config, lam = ours.model.networks, ours.config, ours.ladder[0]
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     quantised, _, parts = theirs.context_fn.encode(x)
     normal = parts["latent_distribution"]
-    y = nets.analysis(x, given.condition)
+    y = nets.analysis(x, ours.model.condition(lam).condition)
     z = nets.hyper_analysis(y)
     medians = prior["medians"][:, None, None]
     log_scale, mean = nets.hyper_synthesis((z - medians).round() + medians, y.shape[2:])
@@ -90,45 +96,67 @@ def compare(code: Path, preset: str, dim: int, size: tuple[int, int], steps: lis
         deviation = float(recorded[name].std())
         print(f"  {name:<8} {apart(value, recorded[name]):.1e} relative; theirs has deviation {deviation:.3f}")
     tie = 0.5 - ((y - mean) - (y - mean).round()).abs()
-    floats = (y - mean).round() + mean
-    symbols = checkpoint.model.analyse(pixels, imported.lam)
+    symbols = ours.model.analyse(pixels, lam)
     latent = torch.from_numpy(symbols.latent(config.fraction_bits))[None] / 2.0**config.fraction_bits
-    for name, value in {"ŷ, floats": floats, "ŷ, integers": latent}.items():
+    for name, value in {"ŷ, floats": (y - mean).round() + mean, "ŷ, integers": latent}.items():
         other = (value - quantised).abs() > 0.5
         distance = float(tie[other].max()) if other.any() else 0.0
         print(f"  {name}: {int(other.sum())} of {other.numel()} symbols differ, at most {distance:.1e} from a tie; "
               f"the rest by at most {float((value - quantised).abs()[~other].max()):.1e}")  # fmt: skip
-    bits = float(theirs.context_fn.bpp(x.shape, parts)) * size[0] * size[1]
-    ours = estimated_bits(nets, prior, x)
-    z_rows = np.arange(len(symbols.z))[:, None, None]
-    tables = checkpoint.tables
-    table = ideal_bits(symbols.z, z_rows, tables.z) + ideal_bits(symbols.y, symbols.index, tables.y)
-    data = codec.encode(pixels, checkpoint, imported.lam)
-    print(f"  bits: theirs {bits:.0f}, our estimate {ours / bits - 1:+.5%}, integer tables {table / bits - 1:+.5%}, "
-          f"file {8 * len(data) / bits - 1:+.4%} = theirs {(8 * len(data) - bits) / 8:+.1f} bytes")  # fmt: skip
+    bits = float(theirs.context_fn.bpp(x.shape, parts)) * x.shape[2] * x.shape[3]
+    estimate = sum(bits.sum() for bits in estimated_bits(nets, prior, x))
+    rows, tables = np.arange(len(symbols.z))[:, None, None], ours.tables
+    table = ideal_bits(symbols.z, rows, tables.z) + ideal_bits(symbols.y, symbols.index, tables.y)
+    size = 8 * len(codec.encode(pixels, ours, lam))
+    print(f"  bits: theirs {bits:.0f}, our estimate {estimate / bits - 1:+.5%}, integers {table / bits - 1:+.5%}, "
+          f"file {size / bits - 1:+.4%} = theirs {(size - bits) / 8:+.1f} bytes")  # fmt: skip
+    return recorded | {"quantised": quantised, "bits": torch.tensor(bits)}
 
-    context = theirs.context_fn.decode(quantised)
-    pyramid, base = nets.synthesis(quantised, given.condition, torch.float32)
+
+def compare_pictures(
+    theirs: Any, ours: Checkpoint, low: Checkpoint | None, latent: Tensor, steps: list[int]
+) -> dict[str, Tensor]:
+    """From the same ŷ on; `low` is our model in bfloat16."""
+    preset, recorded = ours.config.preset, {}
+    context = theirs.context_fn.decode(latent)
+    given = ours.model.condition(ours.ladder[0])
+    pyramid, _ = ours.model.networks.synthesis(latent, given.condition, torch.float32)
     for i, (a, b) in enumerate(zip(pyramid, context, strict=True)):
+        print(f"  context {i} {apart(a, b):.1e}")
         if i >= 2:  # the finer ones are large, and seen through the U-Net
             recorded[f"context.{i}"] = b
-        print(f"  context {i} {apart(a, b):.1e}")
-    noise = torch.from_numpy(np.random.RandomState(7).standard_normal(x.shape)).float()
-    told = torch.tensor([0.3])
+    shape = (1, 3, 16 * latent.shape[2], 16 * latent.shape[3])
+    noise = torch.from_numpy(np.random.RandomState(7).standard_normal(shape)).float()
+    told, unet = torch.tensor([0.3]), ours.model.networks.unet
     recorded["unet"] = theirs.denoise_fn(noise, told[:, None], context=context)
-    contributions = nets.unet.contributions(pyramid)
-    called = nets.unet(noise.contiguous(memory_format=torch.channels_last), nets.unet.embed(told), contributions)
+    channels_last = noise.contiguous(memory_format=torch.channels_last)
+    called = unet(channels_last, unet.embed(told), unet.contributions(pyramid))
     print(f"  U-Net    {apart(called, recorded['unet']):.1e}; theirs has deviation {recorded['unet'].std():.3f}")
     for count in steps:
-        before = time.perf_counter()
-        recorded[f"sample.{count}"] = sample(theirs, preset, context, 0.8 * noise, count)
-        between = time.perf_counter()
-        denoise, alpha_bars = nets.denoiser(pyramid, base, given, rho=0.9, steps=count, dtype=torch.float32)
-        result = ddim(denoise, 0.8 * noise, alpha_bars)
-        print(f"  {count} steps {apart(result, recorded[f'sample.{count}']):.1e}; "
-              f"theirs {between - before:.2f} s, ours {time.perf_counter() - between:.2f} s")  # fmt: skip
-    recorded["quantised"], recorded["bits"] = quantised, torch.tensor(bits)
+        seconds, expected = timed(lambda n=count: sample(theirs, preset, context, 0.8 * noise, n))
+        recorded[f"sample.{count}"] = expected
+        print(f"  {count} steps: theirs {seconds:.2f} s")
+        for name, checkpoint, dtype in (("float32", ours, torch.float32), ("bfloat16", low, torch.bfloat16)):
+            if checkpoint is not None:
+                seconds, result = timed(lambda c=checkpoint, d=dtype, n=count: decoded(c, latent, noise, n, d))
+                away = (result - expected).clamp(-2, 2).abs() * 127.5
+                print(f"  {count} steps: ours in {name} {seconds:.2f} s with context, {apart(result, expected):.1e}; "
+                      f"{float(away.mean()):.3f}/255 on average, {float(away.max()):.2f} at most")  # fmt: skip
     return recorded
+
+
+def decoded(checkpoint: Checkpoint, latent: Tensor, noise: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    model = checkpoint.model
+    given = model.condition(checkpoint.ladder[0])
+    pyramid, base = model.networks.synthesis(latent, given.condition, dtype)
+    denoise, alpha_bars = model.networks.denoiser(pyramid, base, given, rho=0.9, steps=steps, dtype=dtype)
+    return ddim(denoise, 0.8 * noise, alpha_bars)
+
+
+def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    before = time.perf_counter()
+    result = call()
+    return time.perf_counter() - before, result
 
 
 def main() -> None:
@@ -138,9 +166,10 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64, help="width; that of the released weights is 64")
     parser.add_argument("--size", type=int, nargs=2, default=(64, 128), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--steps", type=int, nargs="*", default=[17])
+    parser.add_argument("--bfloat16", action="store_true", help="sample in bfloat16, too")
     parser.add_argument("--record", type=Path, metavar="FILE")
     options = parser.parse_args()
-    recorded = compare(options.code, f"paper-{options.model}", options.dim, tuple(options.size), options.steps)
+    recorded = compare(options)
     if options.record:
         save_file({name: tensor.contiguous() for name, tensor in recorded.items()}, options.record)
 

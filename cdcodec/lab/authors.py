@@ -21,14 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdcodec import codec, weights
-from cdcodec.bits.tables import (
-    ESCAPE_BITS,
-    TOTAL_BITS,
-    gaussian_tables,
-    ideal_bits,
-    nearest_scale_thresholds,
-    tables_from_pmfs,
-)
+from cdcodec.bits.tables import gaussian_tables, ideal_bits, nearest_scale_thresholds, tables_from_pmfs
 from cdcodec.config import PRESETS, ModelConfig
 from cdcodec.errors import CdcodecError, WeightsError
 from cdcodec.nets.integer import IntegerHyperSynthesis
@@ -40,6 +33,9 @@ FILE_NAME = re.compile(r"-b(?P<lam>\d+(?:\.\d+)?)(?=-).*?(?P<kind>-x-cosine|-noi
 PRESET_OF_KIND = {"-x-cosine": "paper-x", "-noise-linear": "paper-eps"}
 LICENCE = "not stated by its authors"
 NOT_NEEDED = ("loss_fn_vgg.", "train_")
+LIKELIHOOD_MIN = 1e-9
+USUAL_BITS = 20
+"""Rarer symbols do not count for the loss: tables and likelihoods end at different costs."""
 LOSS_LIMIT = 0.01
 """An integer twin that loses more of the rate than this share is refused."""
 
@@ -336,16 +332,18 @@ def integer_tensors(networks: Networks, prior: State, config: ModelConfig, limit
 
 
 @torch.inference_mode()
-def estimated_bits(networks: Networks, prior: State, x: Tensor, least: float = 1e-9) -> float:
-    """The rate of x (1, 3, H, W) by the continuous likelihoods, at least `least`, as the authors report it; in bits."""
+def estimated_bits(networks: Networks, prior: State, x: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bits of z (C_z, h/4, w/4) and of y (C_y, h, w) for x (1, 3, H, W) by the continuous likelihoods, none below 1e-9:
+    what the authors' code sums up as the rate."""
     y = networks.analysis(x, networks.ladder.condition)
     medians = prior["medians"][:, None, None]
     z = (networks.hyper_analysis(y) - medians).round() + medians
     log_scale, mean = networks.hyper_synthesis(z, y.shape[2:])
     scale, d = log_scale.double().exp() * 2**0.5, (y - mean).round().double().abs()
     p_y = ((d - 0.5) / scale).erfc() / 2 - ((d + 0.5) / scale).erfc() / 2
-    p_z = prior_probability(prior, z[0].flatten(1))
-    return -float(p_y.clamp(min=least).log2().sum() + p_z.clamp(min=least).log2().sum())
+    p_z = prior_probability(prior, z[0].flatten(1)).reshape(z.shape[1:])
+    of_z, of_y = (-p.clamp(min=LIKELIHOOD_MIN).log2().numpy() for p in (p_z, p_y[0]))
+    return of_z, of_y
 
 
 def self_test(networks: Networks, prior: State, integers: State) -> float:
@@ -357,11 +355,13 @@ def self_test(networks: Networks, prior: State, integers: State) -> float:
     read = codec.read_symbols(codec.encode(pixels, checkpoint, lam), checkpoint)[2]
     if not all(np.array_equal(getattr(symbols, name), getattr(read, name)) for name in ("z", "y", "index", "mean")):
         raise WeightsError("the self-test failed: the symbols of a picture do not come back")
-    rows = np.arange(len(symbols.z), dtype=np.int64)[:, None, None]
-    bits = ideal_bits(symbols.z, rows, checkpoint.tables.z) + ideal_bits(symbols.y, symbols.index, checkpoint.tables.y)
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-    escaped = TOTAL_BITS + ESCAPE_BITS  # what the rarest values cost, so that the estimate must not count them for less
-    loss = bits / estimated_bits(checkpoint.model.networks, prior, x, 2.0**-escaped) - 1
+    of_z, of_y = estimated_bits(checkpoint.model.networks, prior, x)
+    z, y = of_z < USUAL_BITS, of_y < USUAL_BITS
+    rows = np.broadcast_to(np.arange(len(symbols.z))[:, None, None], symbols.z.shape)
+    bits = ideal_bits(symbols.z[z], rows[z], checkpoint.tables.z)
+    bits += ideal_bits(symbols.y[y], symbols.index[y], checkpoint.tables.y)
+    loss = float(bits / (of_z[z].sum() + of_y[y].sum()) - 1)
     if loss > LOSS_LIMIT:
         raise WeightsError(f"the self-test failed: integers lose {100 * loss:.2f} % of the rate of these weights")
     return loss

@@ -79,7 +79,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor | None = None, contribution: list[Tensor] | None = None) -> Tensor:
         h, shortcut = self.conv1(x), self.shortcut(x)
         if contribution is not None:
-            h, shortcut = h + contribution[0], shortcut + contribution[1]
+            h, shortcut = h.add_(contribution[0]), shortcut.add_(contribution[1])  # of convolutions: own memory
         h = F.relu(self.norm1(h), inplace=True)
         if self.shift is not None and embedding is not None:
             h = h + self.shift(F.leaky_relu(embedding, 0.2))[:, :, None, None].to(h.dtype)
