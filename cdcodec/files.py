@@ -146,7 +146,7 @@ def one_line(error: BaseException) -> str:
         text = str(error)
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    elif isinstance(error, MemoryError):
+    elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
         text = "not enough memory"
     else:
         text = f"internal error, {type(error).__name__}: {error} (--debug before the command shows where)"

@@ -336,6 +336,8 @@ def test_reading_what_is_not_there(tmp_path):
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.png"), "x.png: No such file or directory"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (MemoryError(), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "not enough memory"),
         (KeyError("k"), "internal error, KeyError: 'k' (--debug before the command shows where)"),
     ],
 )

@@ -19,7 +19,9 @@ EVERYWHERE = {"config", "errors", "symbols"}
 ARROWS = {
     "__init__": {"bits.container", "codec", "image", "weights"},
     "__main__": {"cli"},
-    "cli": {"__init__", "batch", "codec", "examine", "files", "image", "lab", "options", "target", "weights"},
+    "cli": {"__init__", "batch", "codec", "examine", "files", "image", "lab", "options", "target", "weights",
+            "weights_commands"},
+    "weights_commands": {"lab", "options", "weights"},
     "options": {"files"},
     "batch": {"bits.container", "codec", "console", "files", "image", "target", "threads"},
     "console": {"files"},
@@ -46,6 +48,7 @@ OUTSIDE = {
     "__init__": {"numpy", "PIL"},
     "cli": {"click", "torch"},
     "options": {"click"},
+    "weights_commands": {"click"},
     "batch": {"numpy"},
     "target": {"numpy"},
     "examine": {"numpy"},

@@ -81,7 +81,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 def arguments(verb: str, root: Path, out: Path) -> list[str]:
-    common = ["-o", str(out), "--weights", str(root / "weights"), "--force", "--precision", "float32"]
+    common = ["-o", str(out), "--weights", str(root / "weights"), "--force", "--device=cpu", "--precision=float32"]
     if verb == "encode":
         return ["encode", str(root / "pictures"), *common]
     return ["decode", str(root / "coded"), *common, "--steps", "1", "--format", "bmp"]
