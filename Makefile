@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types docs check quality bench vectors fuzz train clean
+.PHONY: help setup demo test test-slow lint types docs check peers quality bench fuzz train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,10 +32,35 @@ lint: setup ## ruff
 types: setup ## mypy
 	$(BIN)/mypy
 
-docs: setup ## README, help texts and SPEC say what is true
+docs: setup ## docs/api.md is made from the docstrings; README, help texts and SPEC say what is true
+	$(BIN)/python docs/make.py --check
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_spec.py
 
-check: lint types test ## all of it
+check: lint types test docs ## all of it, under ten minutes
+
+# IMAGES: a folder of photographs; METRICS: the folder with the networks of LPIPS (--metric-weights)
+IMAGES ?= photographs
+METRICS ?=
+EVAL := $(if $(METRICS),--metric-weights $(METRICS))
+
+peers: setup ## what other codecs do on IMAGES, kept in results/peers.jsonl
+	$(BIN)/cdcodec eval $(IMAGES) $(EVAL) --preset quality --model none -o runs/peers --resume --jobs 2
+	mkdir -p results && cp runs/peers/results.jsonl results/peers.jsonl
+
+quality: setup ## the table of README on IMAGES: make quality IMAGES=valid METRICS=lpips
+	$(BIN)/cdcodec eval $(IMAGES) $(EVAL) --preset quality -o results/quality --force --reuse results/peers.jsonl --jobs 2
+	$(BIN)/python -m cdcodec.lab.readme results/quality README.md
+
+bench: setup ## seconds of encode, decode and info on this machine
+	$(BIN)/python -m cdcodec.lab.bench
+
+fuzz: setup ## mutated files through parser and decoder
+	$(BIN)/python tests/fuzz_container.py --runs 200000
+	$(BIN)/python tests/fuzz_decode.py --runs 5000
+
+train: setup ## the shipped weights again, from a folder of photographs: make train IMAGES=photos VALID=held-out METRICS=lpips
+	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-x --recipe compact-x $(if $(VALID),--valid $(VALID)) $(EVAL)
+	$(BIN)/cdcodec export runs/compact-x runs/weights
 
 clean: ## what can be made again
 	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache
