@@ -28,8 +28,8 @@ Measure = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
 
 _GRID = 2001
 _SIZE_SLACK, _PSNR_SLACK, _LPIPS_SLACK = 0.015, 0.08, 0.02
-_CAUTION = 0.04
-"""The last try aims lower by this part of the distance between the wish and the nearest file."""
+_CAUTION = 0.14
+"""The last try aims lower by this part of the distance between the wish and the nearest file, at most by the slack."""
 _SLOPES = {"size": -0.6, "psnr": -2.5, "lpips": 0.35}
 """Typical change of log bytes, of PSNR in dB and of log LPIPS, per unit of log λ."""
 _TYPICAL = {"size": 0.4 / 8, "psnr": 29.0, "lpips": 0.2}
@@ -192,11 +192,11 @@ def search(
     trials: list[Trial] = []
     while len(trials) < TRIES:
         residuals = sorted((trial.s, trial.u - float(_extended(np.array([trial.s]), known)[0])) for trial in trials)
-        curve = guess + (_extended(grid, residuals) if residuals else 0.0)
+        curve = guess + (_bent(grid, residuals) if residuals else 0.0)
         fitting = [trial.s for trial in trials if trial.u <= 0]
         hopeless = [trial.s for trial in trials if trial.u > 0]
         last = len(trials) == TRIES - 1
-        margin = slack / 2 + (_CAUTION * min(abs(trial.u) for trial in trials) if last else 0.0)
+        margin = slack / 2 + (min(slack, _CAUTION * min(abs(trial.u) for trial in trials)) if last else 0.0)
         s = _crossing(grid, curve, -margin)
         s = min(max(s, max(hopeless, default=low)), min(fitting, default=high))  # within what is bracketed
         if any(abs(s - trial.s) < 1e-9 for trial in trials):  # the curve is no help here: halve what is bracketed
@@ -231,6 +231,20 @@ def _extended(s: NDArray[np.float64], points: Sequence[tuple[float, float]]) -> 
         first, last = (_slope(points[i], points[i + 1]) for i in (0, len(points) - 2))
         result = result + np.minimum(s - xs[0], 0) * first + np.maximum(s - xs[-1], 0) * last
     return result
+
+
+def _bent(s: NDArray[np.float64], points: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    """As _extended, with the parabola instead where there are three points."""
+    lines = _extended(s, points)
+    if len(points) != 3:
+        return lines
+    (a, u), (b, v), (c, w) = points
+    parabola = (
+        u * (s - b) * (s - c) / ((a - b) * (a - c))
+        + v * (s - a) * (s - c) / ((b - a) * (b - c))
+        + w * (s - a) * (s - b) / ((c - a) * (c - b))
+    )
+    return np.where((s < a) | (s > c), lines, parabola)
 
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
