@@ -195,12 +195,13 @@ def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: P
 @main.command()
 @click.argument("run", type=FOLDER)
 @click.argument("out", type=FOLDER)
-def export(run: Path, out: Path) -> None:
+@click.option("--valid", "photographs", metavar="DIR", type=FOLDER, help="Photographs to measure typical bpp on.")
+def export(run: Path, out: Path, photographs: Path | None) -> None:
     """Make checkpoints below the folder OUT from the training run in the folder RUN."""
     with _extra_train():
         from cdcodec.lab.export import export_run
 
-        for path in export_run(run, out):
+        for path in export_run(run, out, photographs):
             click.echo(f"{click.format_filename(path)} {path.stat().st_size}")
 
 

@@ -53,7 +53,9 @@ def test_symbols_are_the_same_in_bfloat16_and_on_any_number_of_threads(
         torch.set_num_threads(threads)
 
 
-def test_a_file_written_in_bfloat16_decodes_in_float32(tiny: Checkpoint, tiny_weights: Path, photograph: Pixels) -> None:
+def test_a_file_written_in_bfloat16_decodes_in_float32(
+    tiny: Checkpoint, tiny_weights: Path, photograph: Pixels
+) -> None:
     low = load_model(tiny_weights, device="cpu", precision="bfloat16")
     data = codec.encode(photograph, low, 0.0128)
     ours, theirs = (codec.decode(data, m, steps=2, gamma=0.5)[0].astype(int) for m in (tiny, low))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from cdcodec.nets import diffusion
 @pytest.mark.parametrize("kind", ["x", "eps", "v"])
 def test_conversions_are_mutual_inverses(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    x_0, eps = torch.randn(2, 3, 4, 4, generator=generator).double(), torch.randn(2, 3, 4, 4, generator=generator).double()
+    x_0, eps = torch.randn(2, 2, 3, 4, 4, generator=generator).double()
     a = torch.tensor([0.3, 0.97]).double()[:, None, None, None]
     x_t = a.sqrt() * x_0 + (1 - a).sqrt() * eps
     prediction = diffusion.from_x(x_0, kind, x_t, a)
@@ -43,7 +44,7 @@ def test_the_grid_starts_without_signal_and_falls_through_the_noise_levels_that_
     grid = diffusion.sigma_grid(steps)
     assert len(grid) == steps
     assert grid[0] == 0
-    assert all(a < b for a, b in zip(grid[:-1], grid[1:], strict=True))
+    assert all(a < b for a, b in pairwise(grid))
     if steps > 2:
         sigmas = [math.sqrt((1 - a) / a) for a in (grid[1], grid[-1])]
         assert sigmas == pytest.approx([diffusion.SIGMA_RANGE[1], diffusion.SIGMA_RANGE[0]])
@@ -68,7 +69,8 @@ def test_an_analytic_gaussian_denoiser_lands_on_the_posterior_path() -> None:
 def test_one_step_is_the_prediction_and_the_callback_sees_every_step() -> None:
     seen = []
     start = torch.ones(1, 3, 2, 2)
-    result = diffusion.ddim(lambda x, a: x * 3 + a, start, diffusion.sigma_grid(1), lambda i, x: seen.append((i, x.clone())))
+    grid = diffusion.sigma_grid(1)
+    result = diffusion.ddim(lambda x, a: x * 3 + a, start, grid, lambda i, x: seen.append((i, x.clone())))
     assert torch.equal(result, start * 3)
     assert seen[0][0] == 0
     assert torch.equal(seen[0][1], result)

@@ -60,7 +60,7 @@ class Photographs:
         self.offsets = (areas.cumsum(0) - areas).to(device)
 
     def crops(self, key: Tensor, side: int) -> Tensor:
-        """float32 (B, 3, side, side) in [-1, 1] for draw keys (B,): a picture each, a place in it, half of them flipped."""
+        """float32 (B, 3, side, side) in [-1, 1] for draw keys (B,): a piece of a picture each, half mirrored."""
         image = (draws.uniform(key, STREAM_IMAGE, 1)[:, 0] * self.count).long().clamp(max=self.count - 1)
         place = draws.uniform(key, STREAM_PLACE, 3)
         height, width = self.sizes[image].unbind(1)

@@ -60,7 +60,7 @@ def main(photo: Path | None, out: Path, weights: Path | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, original = load_model(weights), Image.fromarray(pixels)
     codec.decode(codec.encode(pixels, checkpoint, 0.0128), checkpoint)  # the first run warms up
-    print(f"{'lambda':>8} {'bytes':>8} {'bpp':>6} {'PSNR':>6} {'encode':>8} {'decode':>8}   (JPEG of equal bytes: PSNR)")
+    print(f"{'lambda':>8} {'bytes':>8} {'bpp':>6} {'PSNR':>6} {'encode':>8} {'decode':>8}   JPEG of equal bytes, PSNR")
     for lam in LAMBDAS:
         begin = time.perf_counter()
         data_ = codec.encode(pixels, checkpoint, lam)

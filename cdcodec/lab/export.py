@@ -9,19 +9,36 @@ import torch
 from torch import Tensor
 
 from cdcodec.bits.tables import gaussian_tables, nearest_scale_thresholds, tables_from_pmfs
+from cdcodec.codec import encode
 from cdcodec.config import ModelConfig
+from cdcodec.image import read
+from cdcodec.lab.data import find_images
 from cdcodec.lab.rate import RateModel
 from cdcodec.lab.recipe import parse_recipe
 from cdcodec.lab.train import averaged_models, load_state
 from cdcodec.nets.integer import IntegerHyperSynthesis
 from cdcodec.nets.networks import Networks
-from cdcodec.weights import BASE, FORMAT, LADDER_TENSORS, bitstream_names, file_hash, save, table_tensors, tensor_hash
+from cdcodec.weights import (
+    BASE,
+    FORMAT,
+    LADDER_TENSORS,
+    Checkpoint,
+    bitstream_names,
+    file_hash,
+    load_model,
+    save,
+    table_tensors,
+    tensor_hash,
+)
 
 LICENCE = "Apache-2.0"
 
 
-def export_run(run: Path, out: Path, bpp: dict[float, float] | None = None) -> list[Path]:
-    """Writes out/<preset>/ from the state of a training run; returns the files. Raises TrainingError, WeightsError."""
+def export_run(run: Path, out: Path, photographs: Path | None = None) -> list[Path]:
+    """Writes out/<preset>/ from the state of a training run; returns the files.
+
+    photographs: a folder to measure each λ's typical bpp on, in real bytes. Raises TrainingError, WeightsError.
+    """
     state = load_state(run)
     recipe = parse_recipe(state["recipe"], str(run))
     networks, rate = averaged_models(recipe, state["average"], torch.device("cpu"))
@@ -30,7 +47,22 @@ def export_run(run: Path, out: Path, bpp: dict[float, float] | None = None) -> l
         "phases": json.dumps(recipe.to_dict()["phases"]),
         "data": "folder of photographs given to cdcodec train; see the model card",
     }
-    return write_checkpoints(networks, rate, out / networks.config.preset, about, bpp or {})
+    preset = networks.config.preset
+    written = write_checkpoints(networks, rate, out / preset, about, {})
+    if photographs is not None:
+        bpp = typical_bpp(load_model(out, preset=preset), photographs)
+        written = write_checkpoints(networks, rate, out / preset, about, bpp)
+    return written
+
+
+def typical_bpp(checkpoint: Checkpoint, folder: Path) -> dict[float, float]:
+    """λ → mean bits per pixel of real files over the pictures of a folder."""
+    rates: dict[float, list[float]] = {lam: [] for lam in checkpoint.ladder}
+    for path in find_images(folder):
+        pixels = read(path, strip=True).pixels
+        for lam, values in rates.items():
+            values.append(8 * len(encode(pixels, checkpoint, lam)) / (pixels.shape[0] * pixels.shape[1]))
+    return {lam: sum(values) / len(values) for lam, values in rates.items()}
 
 
 def write_checkpoints(

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdcodec.lab import draws
@@ -59,7 +58,14 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, networks: Networks, rate: RateModel, lpips: nn.Module | None, kind: str, weights: Weights, dtype: torch.dtype
+        self,
+        networks: Networks,
+        rate: RateModel,
+        *,
+        lpips: nn.Module | None,
+        kind: str,
+        weights: Weights,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.networks, self.rate, self.lpips = networks, rate, lpips
@@ -79,7 +85,9 @@ class Objective(nn.Module):
         if self.kind == "autoencoder":
             distortion = MSE_WEIGHT * base_mse
         else:
-            diffusion, more = self.diffuse(x, key, base, log_variance.exp().detach(), condition, pyramid)
+            diffusion, more = self.diffuse(
+                x, key, base=base, variance=log_variance.exp().detach(), condition=condition, pyramid=pyramid
+            )
             distortion = (1 - self.weights.base) * diffusion + self.weights.base * MSE_WEIGHT * base_mse
             metrics.update(more)
         loss = (lam_eff * bpp + distortion).mean()
@@ -88,7 +96,9 @@ class Objective(nn.Module):
         metrics["loss"] = loss
         return loss + 0.01 * fit, {name: value.detach() for name, value in metrics.items()}
 
-    def autoencode(self, x: Tensor, key: Tensor, rows: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    def autoencode(
+        self, x: Tensor, key: Tensor, rows: Tensor, condition: Tensor
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
         """Bits (B,), context pyramid and base reconstruction. Noise for the rate, rounding for the decoder's input."""
         nets, wide = self.networks, (slice(None), slice(None), None, None)
         pixels = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -103,7 +113,7 @@ class Objective(nn.Module):
         return bits, pyramid, base
 
     def diffuse(
-        self, x: Tensor, key: Tensor, base: Tensor, variance: Tensor, condition: Tensor, pyramid: list[Tensor]
+        self, x: Tensor, key: Tensor, *, base: Tensor, variance: Tensor, condition: Tensor, pyramid: list[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The distortion (B,) of the denoiser's x̂₀, and its parts for the log."""
         batch, half, own = len(x), len(x) // 2, 3 * len(x) // 4

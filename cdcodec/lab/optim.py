@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             shapes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -45,6 +45,7 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], rows: int, columns: int, lr: float, momentum: float) -> None:
         updates = []
         for p in parameters:
+            assert p.grad is not None, "only parameters with a gradient get here"
             buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
             buffer.lerp_(p.grad, 1 - momentum)
             updates.append(p.grad.lerp(buffer, momentum).reshape(rows, columns))
@@ -57,7 +58,8 @@ class Muon(torch.optim.Optimizer):
 
 def split_parameters(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters for Muon (convolution kernels between hidden channels) and for AdamW (all others)."""
-    muon, adam = [], []
+    muon: list[Tensor] = []
+    adam: list[Tensor] = []
     for name, p in named:
         inner = p.ndim == 4 and p.numel() // p.shape[0] > 1 and "hyper" not in name
         (muon if inner else adam).append(p)

@@ -48,7 +48,7 @@ class RateModel(nn.Module):
 
     @torch.no_grad()
     def pmf_z(self, limit: int = 4096, tail: float = 1e-7) -> list[tuple[int, Tensor]]:
-        """Per channel (first value, float64 probabilities): integers from -limit to limit less the tails of mass `tail`."""
+        """Per channel (first value, float64 probabilities) of the integers within ±limit, less tails of mass `tail`."""
         bottleneck = self.bottleneck.double()
         values = torch.arange(-limit, limit + 1, dtype=torch.float64).repeat(bottleneck.channels, 1, 1)
         _, lower, upper = bottleneck._likelihood(values)
@@ -67,7 +67,7 @@ class RateModel(nn.Module):
 
 @torch.no_grad()
 def estimate_bits(floats: dict[str, Tensor], config: ModelConfig, symbols: Symbols) -> float:
-    """The model's estimate of a coded picture: continuous float likelihoods of its ẑ and ŷ, by the float hyper-synthesis.
+    """The model's estimate for a coded picture: continuous likelihoods of its ẑ and ŷ, by the float hyper-synthesis.
 
     floats: as `weights.load_tensors` gives them. Real bytes differ from it by the tables' and the integers' rounding.
     """

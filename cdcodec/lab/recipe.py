@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Recipe:
     ema: float = 0.999
     clip: float = 1.0
     lpips: str = "squeeze"
-    weights: Weights = Weights()
+    weights: Weights = field(default_factory=Weights)
     phases: tuple[Phase, ...] = (Phase(),)
 
     @property
@@ -98,7 +98,7 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
             if phase.kind not in KINDS:
                 raise ValueError(f"unknown kind of phase {phase.kind!r}: {', '.join(KINDS)}")
             if phase.steps < 1 or phase.batch < 4 or phase.batch % 4 or phase.crop < 64 or phase.crop % 64:
-                raise ValueError("a phase needs steps ≥ 1, a batch that is a multiple of 4 and a crop that is one of 64")
+                raise ValueError("a phase needs steps ≥ 1, a batch that is a multiple of 4, a crop that is one of 64")
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{origin}: {error}") from None
     return recipe

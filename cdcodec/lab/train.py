@@ -66,15 +66,24 @@ class Trainer:
     gives exactly the next ones (on the same kind of device and number of threads).
     """
 
-    def __init__(self, recipe: Recipe, photographs: Photographs, device: torch.device, world: World, **options: Any) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        photographs: Photographs,
+        device: torch.device,
+        world: World,
+        *,
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+        metric_weights: Path | None = None,
+    ) -> None:
         self.recipe, self.photographs, self.device, self.world = recipe, photographs, device, world
-        self.dtype: torch.dtype = options.get("dtype", torch.float32)
-        self.compile: bool = options.get("compile", False)
-        self.metric_weights: Path | None = options.get("metric_weights")
+        self.dtype, self.compile, self.metric_weights = dtype, compile, metric_weights
         torch.manual_seed(recipe.seed)
-        self.networks = Networks(recipe.model).to(device, memory_format=torch.channels_last)
+        self.networks = Networks(recipe.model).to(device).to(memory_format=torch.channels_last)
         self.rate = RateModel(recipe.model).to(device)
-        named = [(n, p) for n, p in (*self.networks.named_parameters(), *self.rate.named_parameters()) if p.requires_grad]
+        named = [*self.networks.named_parameters(), *self.rate.named_parameters()]
+        named = [(name, p) for name, p in named if p.requires_grad]
         self.parameters = [p for _, p in named]
         self.average = [p.detach().clone() for p in self.parameters]
         muon, adam = split_parameters(named)
@@ -97,7 +106,12 @@ class Trainer:
                 p.requires_grad_(kind != "decoder" and name != "bottleneck.quantiles")
         self.networks.ladder.log_gain.requires_grad_(kind != "decoder")
         objective = Objective(
-            self.networks, self.rate, self._lpips if perceptual else None, kind, self.recipe.weights, self.dtype
+            self.networks,
+            self.rate,
+            lpips=self._lpips if perceptual else None,
+            kind=kind,
+            weights=self.recipe.weights,
+            dtype=self.dtype,
         )
         self.objective = torch.compile(objective, dynamic=False) if self.compile else objective
         self._phase = phase
@@ -149,12 +163,11 @@ class Trainer:
         """Takes over a `state`; its recipe may differ in rates and steps, not in the architecture."""
         try:
             with torch.no_grad():
-                for p, value in zip(self.parameters, state["parameters"], strict=True):
-                    p.copy_(value)
-                for p, value in zip(self.average, state["average"], strict=True):
-                    p.copy_(value)
-            for (optimiser, _), saved in zip(self.optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(saved)
+                saved = zip(self.parameters + self.average, state["parameters"] + state["average"], strict=True)
+                for target, value in saved:
+                    target.copy_(value)
+            for (optimiser, _), moments in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(moments)
             self.step_count, self.ramp = int(state["step"]), bool(state["ramp"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise TrainingError(f"the saved state is of another architecture or damaged: {error}") from None
@@ -241,19 +254,23 @@ def train(
         if phase.batch % (4 * world.size):
             raise TrainingError(f"a batch of {phase.batch} does not split into fours over {world.size} processes")
     photographs = Photographs(images, place, max(phase.crop for phase in recipe.phases))
-    options = {"dtype": pick_dtype(precision, place), "compile": compile, "metric_weights": metric_weights}
-    trainer = Trainer(recipe, photographs, place, world, **options)
+    dtype = pick_dtype(precision, place)
+    trainer = Trainer(
+        recipe, photographs, place, world, dtype=dtype, compile=compile, metric_weights=metric_weights
+    )
     if state is not None:
         trainer.load(state)
     elif start is not None:
         trainer.start_from(start)
-    check = Validation(validation, metric_weights, options["dtype"]) if validation and world.rank == 0 else None
+    check = Validation(validation, metric_weights, dtype) if validation and world.rank == 0 else None
     log = RunLog(run, recipe.steps, trainer.step_count, quiet) if world.rank == 0 else None
     if log is not None:
         (run / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1))
         log.note(f"{photographs.count} pictures, {photographs.pixels_total / 1e6:.0f} megapixels, "
-                 f"{photographs.skipped} left out; {place}, {options['dtype']}, {world.size} process(es)")
-    _loop(trainer, log, check, run, minutes, save_minutes, validate_minutes)
+                 f"{photographs.skipped} left out; {place}, {dtype}, {world.size} process(es)")
+    _loop(
+        trainer, log, check, run, minutes=minutes, save_minutes=save_minutes, validate_minutes=validate_minutes
+    )
     if world.size > 1:
         dist.destroy_process_group()
 
@@ -263,6 +280,7 @@ def _loop(
     log: RunLog | None,
     check: Validation | None,
     run: Path,
+    *,
     minutes: float | None,
     save_minutes: float,
     validate_minutes: float,

@@ -55,11 +55,14 @@ class Validation:
         Image.fromarray(pixels).save(run / f"validation-{step:07d}.png")
         return rows
 
-    def _measure(self, networks: Networks, rate: RateModel, x: Tensor, lam: float) -> tuple[dict[str, float], list[Tensor]]:
+    def _measure(
+        self, networks: Networks, rate: RateModel, x: Tensor, lam: float
+    ) -> tuple[dict[str, float], list[Tensor]]:
         device = x.device
         weights = networks.ladder.weights(torch.tensor([lam], device=device))
         condition, variance = weights @ networks.ladder.condition, (weights @ networks.ladder.log_variance).exp()
-        y = networks.analysis(x.to(self.dtype), condition) * (weights @ networks.ladder.log_gain).exp()[:, :, None, None]
+        gain = (weights @ networks.ladder.log_gain).exp()[:, :, None, None]
+        y = networks.analysis(x.to(self.dtype), condition) * gain
         z = quantise(networks.hyper_analysis(y))
         log_scale, mean = networks.hyper_synthesis(z, y.shape[2:])
         latent = quantise(y, mean)
