@@ -136,6 +136,8 @@ class Objective(nn.Module):
                 x_t, alpha, base[part], variance[part], condition[part], rho[part], parts, self.dtype
             )
 
+        # The light head answers for its own error alone; what ρ asks for is left to the denoiser.
+        base = base.detach()
         last = slice(own, batch)
         with torch.no_grad():
             first = predict(gamma[last, None, None, None] * eps[last], torch.zeros_like(alpha_bar[last]), last)

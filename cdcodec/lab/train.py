@@ -104,7 +104,8 @@ class Trainer:
         for part in (self.networks.analysis, self.networks.hyper_analysis, self.networks.hyper_synthesis, self.rate):
             for name, p in part.named_parameters():
                 p.requires_grad_(kind != "decoder" and name != "bottleneck.quantiles")
-        self.networks.ladder.log_gain.requires_grad_(kind != "decoder")
+        for p in (self.networks.ladder.log_gain, self.networks.ladder.condition):
+            p.requires_grad_(kind != "decoder")
         objective = Objective(
             self.networks,
             self.rate,
