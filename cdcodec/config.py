@@ -141,7 +141,7 @@ PAPER_EPS = dataclasses.replace(
 """Their ε-parametrised model."""
 
 PRESETS: dict[str, ModelConfig] = {
-    "compact-x": ModelConfig(),
+    "compact-x": ModelConfig(steps=1),
     "paper-x": PAPER_X,
     "paper-eps": PAPER_EPS,
     "tiny-x": ModelConfig(

@@ -147,7 +147,9 @@ class Objective(nn.Module):
         x_0 = predict(x_t, alpha_bar, slice(0, batch))
         mse = (x_0 - x).square().mean(dim=(1, 2, 3))
         snr_weight = (alpha_bar / (1 - alpha_bar)).clamp(MSE_WEIGHT, SNR_WEIGHT_MAX)
-        metrics = {"start_mse": mse[:half].mean(), "noised_mse": mse[half:own].mean(), "own_mse": mse[own:].mean()}
+        # Against the light head on the same samples: above 0, the denoiser is worth its time.
+        gain = (base - x)[:half].square().mean() - mse[:half].mean()
+        metrics = {"start_gain": gain, "noised_mse": mse[half:own].mean(), "own_mse": mse[own:].mean()}
         if self.lpips is None or self.kind == "joint":
             return snr_weight * mse, metrics
         distance = self.lpips(x_0, x).view(batch)

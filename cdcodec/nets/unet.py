@@ -63,8 +63,9 @@ class UNet(nn.Module):
     def contributions(self, pyramid: list[Tensor]) -> list[list[Tensor]]:
         """Per level the contributions of the context to the blocks down and up, each (B, width, H_i, W_i)."""
         return [
-            [block.contribute(c) for block in (*self.down_blocks[i], *self.up_blocks[i])]
-            for i, c in enumerate(pyramid)
+            [block.contribute(normed) for block in (*self.down_blocks[i], *self.up_blocks[i])]
+            # The pyramid's levels are residual streams of very different sizes: unnormed, the finest drowns all else.
+            for i, normed in enumerate(map(norm, pyramid))
         ]
 
     def forward(self, x: Tensor, embedding: Tensor, contributions: list[list[Tensor]]) -> Tensor:
