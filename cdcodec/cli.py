@@ -52,7 +52,8 @@ def main(ctx: click.Context, debug: bool) -> None:
 @inputs_and_output
 @rate_options
 @painting_options
-@click.option("--model", "preset", metavar="NAME", default="compact-x", show_default=True)
+@click.option("--model", "preset", metavar="NAME", default="compact-x", show_default=True,
+              help="Which weights; see cdcodec weights list.")
 @click.option("--strip", is_flag=True, help="Leave out EXIF, XMP and, after converting to sRGB, the ICC profile.")
 @weights_option
 @device_options

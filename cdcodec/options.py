@@ -103,7 +103,8 @@ weights_option = click.option(
 )
 
 device_options = together(
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                 help="Where the networks run."),
     click.option("--threads", metavar="N", type=click.IntRange(min=1), help="CPU threads. [default: all cores]"),
     click.option(
         "--precision",

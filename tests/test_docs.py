@@ -77,7 +77,7 @@ def test_every_command_is_in_the_readme_and_every_option_explained() -> None:
         assert command.help, name
         for option in command.params:
             if isinstance(option, click.Option):
-                assert option.help or option.name in {"preset"}, f"{name} {option.opts}"
+                assert option.help, f"{name} {option.opts}"
 
 
 def test_files_the_readme_names_exist() -> None:

@@ -135,7 +135,8 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
 @metrics_options[0]
 @metrics_options[1]
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                 help="Where the networks run.")
 def compare_command(
     *, a: Path, b: Path, measures: tuple[str, ...] | None, metric_weights: Path | None, as_json: bool, device: str
 ) -> int:
