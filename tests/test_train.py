@@ -169,12 +169,12 @@ def test_recipes_that_are_wrong_are_explained(tmp_path: Path, text: str, complai
 
 
 def test_the_recipes_that_come_with_cdcodec_are_sound() -> None:
-    for name in ("compact-x", "smoke"):
+    for name in ("compact-x", "compact-x-decoder", "smoke"):
         recipe = load_recipe(name)
         assert parse_recipe(recipe.to_dict(), name) == recipe
         assert recipe.rate_at(0) < recipe.rate_at(recipe.warmup) == 1
         assert recipe.rate_at(recipe.steps - 1) <= 0.02
-    with pytest.raises(TrainingError, match="one of compact-x, smoke"):
+    with pytest.raises(TrainingError, match="one of compact-x, compact-x-decoder, smoke"):
         load_recipe("nothing")
 
 
