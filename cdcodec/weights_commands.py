@@ -45,8 +45,10 @@ def _import_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return together(
         click.option("-o", "--output", "root", metavar="DIR", type=FOLDER,
                      help="Folder of weights to add to. [default: $CDCODEC_WEIGHTS, else those that ship]"),
-        click.option("--lambda", "lam", metavar="FLOAT", type=click.FloatRange(min=0, min_open=True), callback=finite),
-        click.option("--rho", metavar="FLOAT", type=click.FloatRange(0, 1), callback=finite),
+        click.option("--lambda", "lam", metavar="FLOAT", type=click.FloatRange(min=0, min_open=True), callback=finite,
+                     help="The λ it was trained with. [default: as its name says]"),
+        click.option("--rho", metavar="FLOAT", type=click.FloatRange(0, 1), callback=finite,
+                     help="The ρ it was trained with. [default: as its name says]"),
         click.option("--force", is_flag=True, help="Replace checkpoints that exist."),
     )(command)  # fmt: skip
 

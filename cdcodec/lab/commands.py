@@ -71,7 +71,8 @@ metrics_options = (
 @click.option("--steps", metavar="LIST", callback=numbers(int), help="Decode with each of these, as in 0,1,4,17.")
 @click.option("--gamma", "gammas", metavar="LIST", callback=numbers(float), help="Likewise.")
 @click.option("--rho", "rhos", metavar="LIST", callback=numbers(float, 0, 0.9), help="Likewise; all combinations.")
-@click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
+              help="Of the noise that decoding starts from.")
 @click.option("--peers", metavar="LIST", callback=words(PEERS), help=f"Some of {', '.join(PEERS)}; all; or none.")
 @click.option("--peer", "programs", metavar="TEMPLATE", multiple=True,
               help="An external codec: 'name@22,27,32=enc {in} {out} {q} ; dec {out} {rec}' (pictures as PNG).")
