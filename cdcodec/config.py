@@ -47,7 +47,7 @@ class ModelConfig:
     padding: int = 16
     analysis_widths: tuple[int, ...] = (96, 160, 256)
     analysis_depth: int = 2
-    latent: int = 160
+    latent: int = 192
     hyper: int = 96
     hyper_widths: tuple[int, ...] = (192, 160)
     hyper_slope: float = 0.0

@@ -27,12 +27,10 @@ def write_tiny_weights(root: Path) -> Path:
     torch.manual_seed(1)
     networks, rate = Networks(config), RateModel(config)
     with torch.no_grad():
-        for name, p in networks.named_parameters():
+        for p in networks.parameters():
             if p.ndim == 4 and not p.any():
-                p.normal_(0, 0.05)
-            if name == "ladder.log_gain":
-                p.copy_(3 - torch.linspace(0, 2, len(p))[:, None].expand_as(p))
-        networks.hyper_analysis.layers[-1].weight.mul_(20)
+                p.normal_(0, 0.02)
+        networks.hyper_analysis.layers[-1].weight.mul_(80)
         for layer in networks.hyper_synthesis.layers:
             layer.weight.mul_(2)
     write_checkpoints(networks, rate, root / "compact-x", {"steps": "0"}, {lam: 1.0 for lam in config.ladder})

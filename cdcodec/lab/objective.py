@@ -101,8 +101,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """Bits (B,), context pyramid and base reconstruction. Noise for the rate, rounding for the decoder's input."""
         nets, wide = self.networks, (slice(None), slice(None), None, None)
-        pixels = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        y = nets.analysis(pixels, condition) * (rows @ nets.ladder.log_gain).exp()[wide]
+        pixels = x.contiguous(memory_format=torch.channels_last)
+        y = nets.analysis(pixels, condition, self.dtype) * (rows @ nets.ladder.log_gain).exp()[wide]
         z = nets.hyper_analysis(y)
         log_scale, mean = nets.hyper_synthesis(quantise(z), y.shape[2:])
         noise_y = draws.uniform(key, STREAM_NOISE_Y, y[0].numel()).view_as(y) - 0.5

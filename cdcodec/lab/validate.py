@@ -62,7 +62,7 @@ class Validation:
         weights = networks.ladder.weights(torch.tensor([lam], device=device))
         condition, variance = weights @ networks.ladder.condition, (weights @ networks.ladder.log_variance).exp()
         gain = (weights @ networks.ladder.log_gain).exp()[:, :, None, None]
-        y = networks.analysis(x.to(self.dtype), condition) * gain
+        y = networks.analysis(x, condition, self.dtype) * gain
         z = quantise(networks.hyper_analysis(y))
         log_scale, mean = networks.hyper_synthesis(z, y.shape[2:])
         latent = quantise(y, mean)

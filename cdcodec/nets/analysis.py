@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
 from cdcodec.nets.layers import Block, Linear, Upsample, conv3, fourier, norm
+from cdcodec.nets.transform import BlockTransform
 
 
 class Ladder(nn.Module):
@@ -29,8 +30,10 @@ class Ladder(nn.Module):
         self.register_buffer("log_lambda", log_lambda)
         middle, half = (log_lambda[0] + log_lambda[-1]) / 2, (log_lambda[-1] - log_lambda[0]).clamp(min=1e-6) / 2
         self.condition = nn.Parameter(fourier((log_lambda - middle) / half, config.condition // 2))
-        # The best step of a quantiser grows with √λ, so the gains begin on that slope.
-        log_gain = (2 - 0.5 * (log_lambda - middle))[:, None].repeat(1, config.latent)
+        # The best step of a quantiser grows with √λ and is the same for all coefficients of an orthonormal transform.
+        log_gain = (0.2 - 0.56 * (log_lambda - middle))[:, None].repeat(1, config.latent)
+        if config.blocks == "compact":
+            log_gain += BlockTransform(config).spread.log()[:, 0, 0]
         self.log_gain = nn.Parameter(log_gain)
         self.log_inverse_gain = nn.Parameter(-log_gain)
         self.log_variance = nn.Parameter(torch.full((len(log_lambda),), math.log(0.01)))
@@ -48,9 +51,10 @@ class Ladder(nn.Module):
 
 
 class Analysis(nn.Module):
-    """g_a(x; λ): picture (B, 3, H, W) in [-1, 1] → y (B, C_y, H/16, W/16) float32, before the gain.
+    """g_a(x; λ): picture (B, 3, H, W) float32 in [-1, 1] → y (B, C_y, H/16, W/16) float32, before the gain.
 
-        x ─ unshuffle 4 ─ conv ─ blocks ─ ↓2 ─ blocks ─ ↓2 ─ blocks ─ norm ─ conv ─ y
+        x ─┬─ unshuffle 4 ─ conv ─ blocks ─ ↓2 ─ blocks ─ ↓2 ─ blocks ─ norm ─ conv ─ + ─ y
+           └─────────────────────────── cosine transform ────────────────────────────┘
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -61,21 +65,25 @@ class Analysis(nn.Module):
         self.stem = conv3(3 * config.unshuffle**2, widths[0])
         self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
         self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in pairwise(widths))
-        self.out = conv3(widths[-1], config.latent)
+        self.out = conv3(widths[-1], config.latent, zero=True)
+        self.transform = BlockTransform(config)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, dtype: torch.dtype) -> Tensor:
         embedding = F.silu(self.embed(condition))
-        h = self.stem(F.pixel_unshuffle(x, self.unshuffle))
+        h = self.stem(F.pixel_unshuffle(x.to(dtype), self.unshuffle))
         for i, blocks in enumerate(self.levels):
             if i:
                 h = self.downs[i - 1](h)
             for block in blocks.children():
                 h = block(h, embedding)
-        return self.out(norm(h.float()))
+        return self.transform(x) + self.out(norm(h.float()))
 
 
 class Synthesis(nn.Module):
     """g_c(ŷ; λ): decoded latent → context pyramid, finest first, and the light head's picture b.
+
+        ŷ ─┬─ conv ─ blocks ─ ↑2 ─ blocks ─ ↑2 ─ blocks ─ norm ─ conv ─ shuffle 4 ─ + ─ b
+           └────────────────────── inverse cosine transform ──────────────────────┘
 
     In: ŷ (B, C_y, h, w) float32 behind the inverse gain. Out: list of (B, C_i, 4h, 4w), (…, 2h, 2w), (…, h, w) in
     `dtype`, and b (B, 3, 16h, 16w) float32, the base reconstruction that `--steps 0` shows.
@@ -88,8 +96,9 @@ class Synthesis(nn.Module):
         self.stem = conv3(config.latent, widths[-1])
         self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
         self.ups = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
-        self.head = conv3(widths[0], 3 * config.unshuffle**2)
+        self.head = conv3(widths[0], 3 * config.unshuffle**2, zero=True)
         self.unshuffle = config.unshuffle
+        self.transform = BlockTransform(config)
 
     def forward(self, latent: Tensor, condition: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         embedding = F.silu(self.embed(condition))
@@ -101,7 +110,7 @@ class Synthesis(nn.Module):
             pyramid.insert(0, h)
             if i:
                 h = self.ups[i - 1](h)
-        return pyramid, F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()
+        return pyramid, self.transform.inverse(latent) + F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()
 
 
 def _blocks(width: int, config: ModelConfig) -> nn.ModuleList:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
 from cdcodec.nets.layers import conv3
+from cdcodec.nets.transform import BlockTransform
 
 SCALE_MIN, SCALE_MAX = 0.1, 256.0
 """Range of the Gaussian scales σ of y; the 256 coding tables are log-spaced over it."""
@@ -19,15 +20,18 @@ SCALE_MIN, SCALE_MAX = 0.1, 256.0
 class HyperAnalysis(nn.Module):
     """h_a: y (B, C_y, h, w), with its gain → z (B, C_z, ⌈h/4⌉, ⌈w/4⌉), float32. Sees no λ."""
 
+    scale: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         inner = config.hyper_widths[0]
+        self.register_buffer("scale", 0.25 / BlockTransform(config).spread, persistent=False)
         self.layers = nn.ModuleList(
             (conv3(config.latent, inner), conv3(inner, inner, stride=2), conv3(inner, config.hyper, stride=2))
         )
 
     def forward(self, y: Tensor) -> Tensor:
-        h = self.layers[0](y * 0.25)
+        h = self.layers[0](y * self.scale)
         for layer in self.layers[1:]:
             h = layer(F.leaky_relu(h, 0.1))
         return h

@@ -54,8 +54,8 @@ class Model:
         """
         given = self.condition(lam)
         x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)[None].permute(0, 3, 1, 2)
-        x = (x.float() / 127.5 - 1).to(self.encoder_dtype).contiguous(memory_format=torch.channels_last)
-        y = self.networks.analysis(x, given.condition) * given.gain
+        x = (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        y = self.networks.analysis(x, given.condition, self.encoder_dtype) * given.gain
         z = _integers(self.networks.hyper_analysis(y).cpu() - self.integer.offset)
         index, mean = self.integer(z, (y.shape[2], y.shape[3]))
         centred = y[0].double().cpu() - torch.from_numpy(mean) / 2.0**self.config.fraction_bits

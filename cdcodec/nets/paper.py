@@ -125,7 +125,8 @@ class Analysis(nn.Module):
         )
         self.downs = nn.ModuleList(conv3(width, width, stride=2) for width in config.analysis_widths)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x.to(dtype)
         for block, down in zip(self.levels, self.downs, strict=True):
             x = down(block(x))
         return x
