@@ -24,6 +24,9 @@ ESCAPE_BITS = 16
 SCALES: NDArray[np.float64] = np.exp(np.linspace(math.log(0.1), math.log(256.0), 256))
 """Standard deviations of the Gaussian tables, equally spaced in log: index k of a latent means SCALES[k]."""
 
+LARGEST_SET = 1024
+"""Tables in a set: as many as there are scales, or channels of z."""
+
 _TOTAL = 1 << TOTAL_BITS
 _END_MASS = 0.5 / _TOTAL
 _LEAST_REACH = 4
@@ -61,6 +64,23 @@ class TableSet:
             raise ValueError("a table must have positive counts up to its length and zeros behind it")
         if not (counts.sum(axis=1, dtype=np.int64) == _TOTAL).all():
             raise ValueError(f"the counts of a table do not sum to 2^{TOTAL_BITS}")
+
+    @classmethod
+    def unpack(cls, counts: NDArray[np.int32], first: NDArray[np.int32], length: NDArray[np.int32]) -> TableSet:
+        """From the used entries of all rows, one behind the other, int32 (sum of lengths,)."""
+        if length.ndim != 1 or not length.size or length.min() < 2 or length.max() > 1 << 16:
+            raise ValueError("the lengths of tables must lie within 2..65536")
+        if len(length) > LARGEST_SET:
+            raise ValueError(f"more than {LARGEST_SET} tables")
+        if counts.shape != (int(length.sum(dtype=np.int64)),):
+            raise ValueError(f"{counts.size} counts for tables of {int(length.sum())} entries")
+        whole = np.zeros((len(length), int(length.max())), dtype=counts.dtype)
+        whole[np.arange(whole.shape[1]) < length[:, None]] = counts
+        return cls(whole, first, length)
+
+    def packed(self) -> NDArray[np.int32]:
+        """The counts as `unpack` takes them: most of a wide table of narrow rows is zeros."""
+        return self.counts[np.arange(self.counts.shape[1]) < self.length[:, None]]
 
     def __len__(self) -> int:
         return int(self.counts.shape[0])

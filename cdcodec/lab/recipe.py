@@ -12,7 +12,7 @@ from cdcodec.config import PRESETS, ModelConfig, from_dict
 from cdcodec.errors import TrainingError
 from cdcodec.lab.objective import Phase, Weights
 
-KINDS = ("autoencoder", "joint", "perceptual", "decoder")
+KINDS = ("autoencoder", "joint", "perceptual", "decoder", "noise")
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -97,6 +97,8 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
         for phase in recipe.phases:
             if phase.kind not in KINDS:
                 raise ValueError(f"unknown kind of phase {phase.kind!r}: {', '.join(KINDS)}")
+            if (phase.kind == "noise") != (recipe.model.parametrisation == "eps"):
+                raise ValueError(f"a phase of kind {phase.kind!r} does not train {recipe.preset}")
             if phase.steps < 1 or phase.batch < 4 or phase.batch % 4 or phase.crop < 64 or phase.crop % 64:
                 raise ValueError("a phase needs steps ≥ 1, a batch that is a multiple of 4, a crop that is one of 64")
     except (ValueError, TypeError) as error:

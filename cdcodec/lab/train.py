@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cdcodec.device import pick_device, pick_dtype
 from cdcodec.errors import TrainingError
 from cdcodec.lab import draws
 from cdcodec.lab.data import Photographs
@@ -101,11 +102,14 @@ class Trainer:
         perceptual = kind in ("perceptual", "decoder")
         if perceptual and self._lpips is None:
             self._lpips = load_lpips(self.recipe.lpips, self.metric_weights).to(self.device)
-        for part in (self.networks.analysis, self.networks.hyper_analysis, self.networks.hyper_synthesis, self.rate):
-            for name, p in part.named_parameters():
-                p.requires_grad_(kind != "decoder" and name != "bottleneck.quantiles")
-        for p in (self.networks.ladder.log_gain, self.networks.ladder.condition):
-            p.requires_grad_(kind != "decoder")
+        nets, ladder = self.networks, self.networks.ladder
+        for p in self.parameters:
+            p.requires_grad_(kind not in ("decoder", "noise"))
+        if kind == "decoder":
+            for part in (nets.synthesis, nets.unet, ladder.log_inverse_gain, ladder.log_variance):
+                part.requires_grad_(True)
+        if kind == "noise":
+            nets.unet.requires_grad_(True)
         objective = Objective(
             self.networks,
             self.rate,
@@ -238,8 +242,6 @@ def train(
 
     recipe None takes the run's own. Raises TrainingError, WeightsError; Ctrl-C and SIGTERM save the state first.
     """
-    from cdcodec.weights import pick_device, pick_dtype
-
     place = pick_device(device)
     world = World.join(place)
     if world.size > 1 and place.type == "cuda":
