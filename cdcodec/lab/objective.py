@@ -26,15 +26,17 @@ class Phase:
     """A stretch of training with one objective.
 
     kind: "autoencoder" (light head alone), "joint" (with the denoiser, MSE), "perceptual" (with LPIPS and ρ),
-        "decoder" (as perceptual, with encoder and entropy model frozen), "noise" (all but a denoiser that predicts ε
-        frozen: the squared error of ε at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14).
+        "denoiser" (as perceptual, with all but the U-Net frozen), "noise" (likewise, for a U-Net that predicts ε: its
+        squared error at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14).
     steps: optimiser steps. crop: side in pixels. batch: crops a step over all processes, a multiple of 4 each.
+    rate: of learning, as a share of the recipe's.
     """
 
     kind: str = "autoencoder"
     steps: int = 1000
     crop: int = 128
     batch: int = 16
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)

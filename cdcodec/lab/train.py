@@ -99,17 +99,12 @@ class Trainer:
 
     def _enter(self, phase: int, kind: str) -> None:
         """Prepares the objective of a phase; what is frozen in it gets no gradient."""
-        perceptual = kind in ("perceptual", "decoder")
+        perceptual = kind in ("perceptual", "denoiser")
         if perceptual and self._lpips is None:
             self._lpips = load_lpips(self.recipe.lpips, self.metric_weights).to(self.device)
-        nets, ladder = self.networks, self.networks.ladder
         for p in self.parameters:
-            p.requires_grad_(kind not in ("decoder", "noise"))
-        if kind == "decoder":
-            for part in (nets.synthesis, nets.unet, ladder.log_inverse_gain, ladder.log_variance):
-                part.requires_grad_(True)
-        if kind == "noise":
-            nets.unet.requires_grad_(True)
+            p.requires_grad_(kind not in ("denoiser", "noise"))
+        self.networks.unet.requires_grad_(True)
         objective = Objective(
             self.networks,
             self.rate,
