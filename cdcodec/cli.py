@@ -299,7 +299,7 @@ def _set_threads(threads: int | None) -> None:
 
 def _keep_freed_memory() -> None:
     """Let glibc keep large blocks that are freed: by default it gives each activation back to the kernel and asks for
-    the next one anew, page by page, which takes a fifth of a large picture's time. Elsewhere this does nothing."""
+    the next one anew, page by page, which takes a tenth of a large picture's time. Elsewhere this does nothing."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

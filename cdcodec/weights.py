@@ -241,10 +241,10 @@ def load_model(
 
     root: weights folder (None: `find_weights`). checkpoint: the id a file names. which: preset, lam, rho, to choose by
     (see `find`); without any of these the weights that ship. device: auto, cpu or cuda. precision: auto, float32 or
-    bfloat16, of the networks; the bits never depend on it. tile: pictures are coded and painted in tiles of this side,
-    at least 512 pixels, for less memory; "auto" does it with large ones only, "off" never. Of compact-x the picture
-    stays the same up to rounding; of paper-x and paper-eps tiles are an approximation, and may show. compile: the
-    denoiser by torch.compile, for many pictures of one size. Raises WeightsError, ValueError for another tile.
+    bfloat16, of the networks; the bits never depend on it. tile: work in tiles of this side, at least 512 pixels, for
+    less memory; "auto" for large pictures only, "off" never. With compact-x the result is the same up to rounding,
+    with paper-x and paper-eps an approximation that may show. compile: the denoiser by torch.compile, for many
+    pictures of one size. Raises WeightsError; ValueError for another tile.
     """
     floats, integers, config = load_tensors(root, checkpoint=checkpoint, **which)
     loaded = assemble(floats, integers, config, device, precision, tile=tile, compile=compile)
@@ -259,11 +259,10 @@ def assemble(
     config: ModelConfig,
     device: str = "auto",
     precision: str = "auto",
-    *,
-    tile: int | str = "auto",
-    compile: bool = False,
+    **running: Any,
 ) -> Checkpoint:
-    """A model from its tensors (as `load_tensors` gives them). Raises WeightsError for tensors that do not fit."""
+    """A model from its tensors (as `load_tensors` gives them); running: tile, compile, as `load_model` takes them.
+    Raises WeightsError for tensors that do not fit."""
     from cdcodec.bits.coder import Tables
     from cdcodec.bits.tables import TableSet
     from cdcodec.nets.integer import IntegerHyperSynthesis
@@ -288,7 +287,7 @@ def assemble(
         lines = [line.strip() for line in str(error).splitlines()]
         raise WeightsError(f"the checkpoint of {config.preset} is damaged: {' '.join(lines[:2])}") from None
     place = pick_device(device)
-    model = Model(networks, integer, place, pick_dtype(precision, place), tile=tile, compile=compile)
+    model = Model(networks, integer, place, pick_dtype(precision, place), **running)
     return Checkpoint(model, Tables(z=z, y=y), _number(tensor_hash(integers, integers)))
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from cdcodec import codec
+from cdcodec import cli, codec
+from cdcodec.cli import main
 from cdcodec.config import PRESETS, SMALLEST_TILE, ModelConfig
 from cdcodec.nets import tiles
 from cdcodec.nets.hyperprior import HyperSynthesis
@@ -20,7 +25,7 @@ from cdcodec.nets.integer import IntegerHyperSynthesis
 from cdcodec.nets.model import Model
 from cdcodec.nets.networks import Networks
 from cdcodec.nets.tiles import Reach, Tiling
-from cdcodec.weights import Checkpoint
+from cdcodec.weights import Checkpoint, load_model
 
 Pixels = NDArray[np.uint8]
 SIZES = [((160, 208), 64), ((65, 300), 96), ((192, 64), 48), ((130, 130), 512)]
@@ -137,7 +142,7 @@ def test_a_picture_is_cut_into_nearly_equal_tiles(size: tuple[int, int], tile: i
         assert all(edge % 16 == 0 for edge in box)
         assert box.grown(10**6, tiling.whole) == tiling.whole
         if count > 1:
-            side = tiles.SIDE if tile == "auto" else int(tile)
+            side = tiles.AUTO["compact"][1] if tile == "auto" else int(tile)
             assert max(box.bottom - box.top, box.right - box.left) <= side
             assert min(size[0], side // 2) <= box.bottom - box.top
 
@@ -170,3 +175,49 @@ def test_tiles_of_the_paper_decode_nearly_the_same_picture() -> None:
     symbols = model.analyse(pixels, 0.0512)
     model.tile = "off"
     assert np.mean(symbols.y != model.analyse(pixels, 0.0512).y) <= 1e-3
+
+
+@pytest.mark.parametrize("tile", [511, 0, -1, "of", "1024", None, 600.0])
+def test_what_is_no_tile_is_refused(tiny_weights: Path, tile: Any) -> None:
+    with pytest.raises(ValueError, match="tile must be auto, off or at least 512"):
+        load_model(tiny_weights, tile=tile)
+
+
+def test_the_command_line_works_in_tiles(tiny_weights: Path, tmp_path: Path) -> None:
+    Image.fromarray(noise_picture(530, 600)).save(tmp_path / "in.png")
+    runner, shown = CliRunner(), []
+    for tile in ("off", "512"):
+        coded, out = tmp_path / f"{tile}.cdc", tmp_path / f"{tile}.png"
+        for words in (["encode", tmp_path / "in.png", coded], ["decode", coded, out, "--steps", "1"]):
+            done = runner.invoke(main, [*map(str, words), "--tile", tile, "--weights", str(tiny_weights),
+                                        "--precision", "float32"])  # fmt: skip
+            assert done.exit_code == 0, done.output
+        shown.append(np.asarray(Image.open(out)).astype(int))
+    assert np.abs(shown[0] - shown[1]).max() <= 1
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+@pytest.mark.parametrize("tile", ["", "on", "511", "-1024", "1e3", "1024.0", "100000", "１０２４"])
+def test_the_command_line_refuses_what_is_no_tile(command: str, tile: str) -> None:
+    done = CliRunner().invoke(main, [command, "in", "out.cdc", "--tile", tile])
+    assert done.exit_code == 2
+    assert "neither auto nor off nor a number from 512" in done.output
+
+
+def test_keeping_freed_memory_is_harmless_where_there_is_no_mallopt(monkeypatch) -> None:
+    for error in (AttributeError, OSError, TypeError):
+        monkeypatch.setattr("ctypes.CDLL", mock.Mock(side_effect=error))
+        cli._keep_freed_memory()
+    called = mock.Mock()
+    monkeypatch.setattr("ctypes.CDLL", called)
+    cli._keep_freed_memory()
+    assert {call.args for call in called.return_value.mallopt.call_args_list} == {(-1, 2**30), (-3, 2**30)}
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_paints_the_same_picture(tiny_weights: Path, photograph: Pixels) -> None:
+    plain, compiled = (load_model(tiny_weights, device="cpu", precision="float32", compile=c) for c in (False, True))
+    data = codec.encode(photograph, plain, 0.0128)
+    settings = {"steps": 3, "gamma": 0.8}
+    expected, painted = (codec.decode(data, model, **settings)[0].astype(int) for model in (plain, compiled))
+    assert np.abs(expected - painted).max() <= 1

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from cdcodec.config import SMALLEST_TILE, ModelConfig
 
-SIDE, LARGE = 1024, 6 * 10**6
-"""What "auto" does: tiles of this side, for pictures of more than so many pixels."""
+AUTO = {"compact": (6 * 10**6, 1024), "paper": (3 * 10**6, 768)}
+"""What "auto" does, by kind of blocks: for pictures of more than so many pixels, tiles of this side. Whole, a picture
+takes about 0.4 kB a pixel with compact-x in float32 (measured on a CPU), and several times that with paper-x."""
 OVERLAP = SMALLEST_TILE // 4
 """How far tiles of the paper's U-Net reach beyond a cut: parts are no smaller than half a side, so two ramps meet."""
 
@@ -66,7 +67,8 @@ class Tiling:
     def of(cls, size: tuple[int, int], config: ModelConfig, tile: int | str) -> Tiling:
         """A padded picture of `size` (H, W) in nearly equal boxes of sides up to `tile`, or as "auto" or "off" say."""
         if tile == "auto":
-            tile = SIDE if size[0] * size[1] > LARGE else "off"
+            large, side = AUTO[config.blocks]
+            tile = side if size[0] * size[1] > large else "off"
         if tile == "off":
             tile = max(size)
         rows, columns = (_cuts(length, int(tile), config.padding) for length in size)
