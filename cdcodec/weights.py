@@ -242,12 +242,11 @@ def load_model(
     root: weights folder (None: `find_weights`). checkpoint: the id a file names. which: preset, lam, rho, to choose by
     (see `find`); without any of these the weights that ship. device: auto, cpu or cuda. precision: auto, float32 or
     bfloat16, of the networks; the bits never depend on it. tile: work in tiles of this side, at least 512 pixels, for
-    less memory; "auto" for large pictures only, "off" never. With compact-x the result is the same up to rounding,
-    with paper-x and paper-eps an approximation that may show. compile: the denoiser by torch.compile, for many
-    pictures of one size. Raises WeightsError; ValueError for another tile.
+    less memory; "auto" for large pictures only, "off" never; with paper-x and paper-eps an approximation that may
+    show. compile: the denoiser by torch.compile. Raises WeightsError; ValueError for another tile.
     """
-    floats, integers, config = load_tensors(root, checkpoint=checkpoint, **which)
-    loaded = assemble(floats, integers, config, device, precision, tile=tile, compile=compile)
+    tensors = load_tensors(root, checkpoint=checkpoint, **which)
+    loaded = assemble(*tensors, device, precision, tile=tile, compile=compile)
     if checkpoint is not None:
         loaded.check_file(checkpoint)
     return loaded
@@ -261,8 +260,7 @@ def assemble(
     precision: str = "auto",
     **running: Any,
 ) -> Checkpoint:
-    """A model from its tensors (as `load_tensors` gives them); running: tile, compile, as `load_model` takes them.
-    Raises WeightsError for tensors that do not fit."""
+    """A model from its tensors (as `load_tensors` gives them) that runs as told (see `load_model`). WeightsError."""
     from cdcodec.bits.coder import Tables
     from cdcodec.bits.tables import TableSet
     from cdcodec.nets.integer import IntegerHyperSynthesis
