@@ -29,7 +29,7 @@ class Phase:
         "denoiser" (as perceptual, with all but the U-Net frozen), "noise" (likewise, for a U-Net that predicts ε: its
         squared error at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14).
     steps: optimiser steps. crop: side in pixels. batch: crops a step over all processes, a multiple of 4 each.
-    rate: of learning, as a share of the recipe's.
+    rate: of learning, as a share of the recipe's. lpips: weight of LPIPS beside the light head's squared error.
     """
 
     kind: str = "autoencoder"
@@ -37,6 +37,7 @@ class Phase:
     crop: int = 128
     batch: int = 16
     rate: float = 1.0
+    lpips: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,13 @@ class Objective(nn.Module):
         *,
         lpips: nn.Module | None,
         kind: str,
+        head_lpips: float = 0.0,
         weights: Weights,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.networks, self.rate, self.lpips = networks, rate, lpips
-        self.kind, self.weights, self.dtype = kind, weights, dtype
+        self.kind, self.head_lpips, self.weights, self.dtype = kind, head_lpips, weights, dtype
 
     def forward(self, x: Tensor, key: Tensor, ramp: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         ladder = self.networks.ladder
@@ -86,6 +88,10 @@ class Objective(nn.Module):
         lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power * ramp
         metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
         distortion = MSE_WEIGHT * base_mse
+        if self.lpips is not None and self.head_lpips:
+            distance = self.lpips(base, x).view(len(x))
+            distortion = distortion + self.head_lpips * distance
+            metrics["base_lpips"] = distance.mean()
         if self.kind != "autoencoder":
             diffusion, more = self.diffuse(
                 x, key, base=base, variance=log_variance.exp().detach(), condition=condition, pyramid=pyramid

@@ -21,7 +21,7 @@ from cdcodec.lab import draws
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.log import RunLog
 from cdcodec.lab.metrics import load_lpips
-from cdcodec.lab.objective import Objective
+from cdcodec.lab.objective import Objective, Phase
 from cdcodec.lab.optim import Muon, split_parameters
 from cdcodec.lab.rate import RateModel
 from cdcodec.lab.recipe import Recipe, parse_recipe
@@ -97,9 +97,10 @@ class Trainer:
         self._phase = -1
         self._lpips: nn.Module | None = None
 
-    def _enter(self, phase: int, kind: str) -> None:
+    def _enter(self, index: int, phase: Phase) -> None:
         """Prepares the objective of a phase; what is frozen in it gets no gradient."""
-        perceptual = kind in ("perceptual", "denoiser")
+        kind = phase.kind
+        perceptual = kind in ("perceptual", "denoiser") or phase.lpips > 0
         if perceptual and self._lpips is None:
             self._lpips = load_lpips(self.recipe.lpips, self.metric_weights).to(self.device)
         for p in self.parameters:
@@ -110,17 +111,18 @@ class Trainer:
             self.rate,
             lpips=self._lpips if perceptual else None,
             kind=kind,
+            head_lpips=phase.lpips,
             weights=self.recipe.weights,
             dtype=self.dtype,
         )
         self.objective = torch.compile(objective, dynamic=False) if self.compile else objective
-        self._phase = phase
+        self._phase = index
 
     def step(self) -> dict[str, Tensor]:
         """One optimiser step over all processes; returns the metrics of this process's share as 0-dim tensors."""
         index, phase = self.recipe.phase_at(self.step_count)
         if index != self._phase:
-            self._enter(index, phase.kind)
+            self._enter(index, phase)
         share = phase.batch // self.world.size
         samples = torch.arange(share, device=self.device) + self.world.rank * share
         # Every fourth sample is of one kind (Objective), wherever it is computed; equal kinds lie together.
