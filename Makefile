@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types docs check peers quality bench fuzz train clean
+.PHONY: help setup demo test test-slow lint types docs check peers quality bench fuzz kills train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ bench: setup ## seconds of encode, decode and info on this machine
 fuzz: setup ## mutated files through parser and decoder
 	$(BIN)/python tests/fuzz_container.py --runs 200000
 	$(BIN)/python tests/fuzz_decode.py --runs 5000
+
+kills: setup ## encode, decode, train and eval killed 300 times at random moments
+	$(BIN)/python tests/kills.py --count 300
 
 train: setup ## the shipped weights again, from a folder of photographs: make train IMAGES=photos VALID=held-out METRICS=lpips
 	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-x --recipe compact-x $(if $(VALID),--valid $(VALID)) $(EVAL)

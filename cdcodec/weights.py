@@ -314,6 +314,7 @@ def load_tensors(
 def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
     """Writes a checkpoint file with the hash of its tensors, beside its place and then renamed: a failed or interrupted
     run leaves nothing. Raises WeightsError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -322,7 +323,7 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str,
         named = dict(tensors)
         save_file(named, beside, {**metadata, "tensors": tensor_hash(named, named)})
         os.replace(beside, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be written: {error}") from None
     finally:
         beside.unlink(missing_ok=True)
