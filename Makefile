@@ -51,8 +51,9 @@ quality: setup ## the table of README on IMAGES: make quality IMAGES=valid METRI
 	$(BIN)/cdcodec eval $(IMAGES) $(EVAL) --preset quality -o results/quality --force --reuse results/peers.jsonl --jobs 2
 	$(BIN)/python -m cdcodec.lab.readme results/quality README.md
 
-bench: setup ## seconds of encode, decode and info on this machine
+bench: setup ## seconds of encode, decode and info on this machine; a batch against the network alone
 	$(BIN)/python -m cdcodec.lab.bench
+	$(BIN)/python -m cdcodec.lab.throughput --count 100
 
 fuzz: setup ## mutated files through parser and decoder
 	$(BIN)/python tests/fuzz_container.py --runs 200000

@@ -36,7 +36,7 @@ ARROWS = {
     "metadata": set(),
     "modes": set(),
     "weights": {"bits", "nets"},
-    "lab": {"__init__", "bits.tables", "codec", "files", "image", "lab", "nets", "options", "weights"},
+    "lab": {"__init__", "batch", "bits.tables", "codec", "files", "image", "lab", "nets", "options", "weights"},
     "nets": {"nets"},
     "bits": {"bits"},
     "config": set(),
