@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types docs check peers quality bench fuzz kills train clean
+.PHONY: help setup demo test test-slow lint types docs check vectors peers quality bench fuzz kills train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ docs: setup ## docs/api.md is made from the docstrings; README, help texts and S
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_spec.py
 
 check: lint types test docs ## all of it, under ten minutes
+
+vectors: setup ## the golden files in tests/vectors/golden, after the weights have changed
+	$(BIN)/python tests/golden.py
 
 # IMAGES: a folder of photographs; METRICS: the folder with the networks of LPIPS (--metric-weights)
 IMAGES ?= photographs
