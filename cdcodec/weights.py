@@ -275,6 +275,9 @@ def assemble(
         differing = sorted(own.keys() ^ networks.state_dict().keys())
         if differing:
             raise ValueError(f"{differing[0]} is {'not known' if differing[0] in own else 'missing'}")
+        for name in own:
+            if not floats[name].is_floating_point():
+                raise ValueError(f"{name} holds {floats[name].dtype}, not floating point")
         networks.load_state_dict(own)
     except (KeyError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
