@@ -95,14 +95,17 @@ def encode(debug: bool, /, *, paths: tuple[str, ...], preset: str, strip: bool, 
 @click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
               help="The same seed gives the same picture.")
 @click.option("--format", "format", metavar="NAME", help="png, jpg, webp, tiff, ... [default: by OUT, else png]")
+@click.option("--model", "preset", metavar="NAME",
+              help="Which denoiser, of those that know the file. [default: that of the weights it was coded with]")
 @click.option("--depth", type=click.Choice(["original", "8"]), default="8", show_default=True,
               help="Bits per channel to write; original brings 16-bit pictures back, as PNG.")
 @weights_option
 @device_options
 @batch_options
 @click.pass_obj
-def decode(debug: bool, /, *, paths: tuple[str, ...], format: str | None, depth: str, steps: int | None, seed: int,
-           gamma: float | None, rho: float | None, max_pixels: int, **options: Any) -> int:  # fmt: skip
+def decode(debug: bool, /, *, paths: tuple[str, ...], format: str | None, depth: str, preset: str | None,
+           steps: int | None, seed: int, gamma: float | None, rho: float | None, max_pixels: int,
+           **options: Any) -> int:  # fmt: skip
     """Paint pictures from .cdc files.
 
     OUT ends in a picture's extension, or is - for standard output; without OUT and -o the output lies beside its
@@ -117,8 +120,8 @@ def decode(debug: bool, /, *, paths: tuple[str, ...], format: str | None, depth:
     jobs = _plan(paths, options, suffix, {".cdc"}, writable)
     load = lru_cache(maxsize=2)(_loader(options))
     settings = {"steps": steps, "gamma": gamma, "rho": rho, "seed": seed}
-    task = batch.Decode(lambda checkpoint: load(checkpoint=checkpoint), settings, writable[suffix] if format else None,
-                        depth == "original", max_pixels)  # fmt: skip
+    task = batch.Decode(lambda checkpoint: load(checkpoint=checkpoint, preset=preset), settings,
+                        writable[suffix] if format else None, depth == "original", max_pixels)  # fmt: skip
     return batch.run(jobs, task, _batch_options(options, debug))
 
 
@@ -237,8 +240,8 @@ def _search(kind: str, value: float, preset: str, options: dict[str, Any]) -> di
 def _lpips(folder: Path | None, device: str) -> Callable[[Any, Any], float]:
     """measure(original, decoded) by AlexNet. Raises WeightsError, CdcodecError where something for it is missing."""
     with _extra_train():
+        from cdcodec.device import pick_device
         from cdcodec.lab import metrics
-        from cdcodec.weights import pick_device
 
         _, reasons = metrics.usable(["lpips-alex"], folder)
         for reason in reasons.values():

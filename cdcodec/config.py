@@ -37,6 +37,7 @@ class ModelConfig:
     exact_encoder: whether the encoder runs in float32 whatever the precision of the rest.
     rho_min, rho_max: ρ that it can be told; equal where it was trained for one and is not told.
     fraction_bits: f, the means of y are integers in units of 1/2^f.
+    shares: the preset beside it whose weights hold all but the denoiser, or "" where a model is whole.
     steps, gamma, rho: what decoding does by default.
     """
 
@@ -66,6 +67,7 @@ class ModelConfig:
     rho_min: float = 0.0
     rho_max: float = 0.9
     fraction_bits: int = 8
+    shares: str = ""
     steps: int = 17
     gamma: float = 0.0
     rho: float = 0.9
@@ -143,6 +145,9 @@ PAPER_EPS = dataclasses.replace(
 
 PRESETS: dict[str, ModelConfig] = {
     "compact-x": ModelConfig(steps=1),
+    "compact-eps": ModelConfig(
+        preset="compact-eps", parametrisation="eps", shares="compact-x", rho_max=0.0, steps=65, gamma=1.0, rho=0.0
+    ),
     "paper-x": PAPER_X,
     "paper-eps": PAPER_EPS,
     "tiny-x": ModelConfig(
@@ -158,4 +163,6 @@ PRESETS: dict[str, ModelConfig] = {
         embedding=16,
     ),
 }
-"""Named architectures. tiny-x is for tests and for trying the training out."""
+"""Named architectures. compact-eps is another denoiser for the files of compact-x.
+
+tiny-x is for tests and for trying the training out."""

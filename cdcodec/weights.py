@@ -2,6 +2,7 @@
 
     weights/compact-x/base.safetensors                     networks, entropy models, integer twin and tables
     weights/compact-x/lambda-0.0128.safetensors            what belongs to that λ, and the hash of its base
+    weights/compact-eps/base.safetensors                   its denoiser alone, and the hash of the base of compact-x
     weights/paper-x/lambda-0.0512-rho-0.9.safetensors      all of it in one file: another λ is another model
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cdcodec.config import ModelConfig
+from cdcodec.device import pick_device, pick_dtype
 from cdcodec.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -172,12 +174,13 @@ def find(
                 f"this file was made with the weights {checkpoint:08x}; {root} holds {known}; "
                 "name the folder with the right ones by --weights DIR"
             )
-        return written[0]
+        return min(written, key=lambda info: "shares" in info.metadata)
     preset = preset or DEFAULT_PRESET
     of_preset = [info for info in there if info.preset == preset]
     if not of_preset:
         known = ", ".join(sorted({info.preset for info in there})) or "nothing"
         raise WeightsError(f"no checkpoint of {preset} in {root}; there is {known}")
+    of_preset = [info for info in of_preset if info.id == checkpoint] or of_preset
     fitting = [i for i in of_preset if not i.whole or (lam in (None, i.lam) and rho in (None, float(i.rho)))]
     if len(fitting) == 1 or (fitting and not fitting[0].whole):
         return fitting[0]
@@ -221,6 +224,8 @@ def verify(root: Path) -> list[tuple[Path, str]]:
                 _read_rung(path, file_hash(path.parent / BASE))
             else:
                 _config(path, metadata, None)
+                if "shares" in metadata:
+                    _read_base(path.parent)
             results.append((path, "ok"))
         except WeightsError as error:
             results.append((path, str(error)))
@@ -265,7 +270,7 @@ def assemble(
     try:
         integer = IntegerHyperSynthesis.from_tensors(dict(integers), config)
         z, y = (
-            TableSet(*(integers[f"tables.{which}.{part}"].numpy() for part in ("counts", "first", "length")))
+            TableSet.unpack(*(integers[f"tables.{which}.{part}"].numpy() for part in ("counts", "first", "length")))
             for which in ("z", "y")
         )
         if len(z) != config.hyper or len(y) != 256:
@@ -305,7 +310,7 @@ def load_tensors(
         folder = chosen.path.parent
         base_hash = file_hash(folder / BASE)
         rungs = dict(sorted(_read_rung(path, base_hash) for path in folder.glob("lambda-*.safetensors")))
-        metadata, tensors = _read(folder / BASE)
+        metadata, tensors = _read_base(folder)
         config = _config(folder / BASE, metadata, list(rungs))
         for name in LADDER_TENSORS:
             tensors[f"ladder.{name}"] = torch.stack([rung[name] for rung in rungs.values()])
@@ -337,9 +342,11 @@ def table_tensors(z: TableSet, y: TableSet) -> dict[str, torch.Tensor]:
     """Tables under the names that a checkpoint holds them by."""
     import torch
 
-    parts = ("counts", "first", "length")
-    sets = {"z": z, "y": y}
-    return {f"tables.{w}.{part}": torch.from_numpy(getattr(t, part)) for w, t in sets.items() for part in parts}
+    named = {}
+    for which, tables in (("z", z), ("y", y)):
+        parts = {"counts": tables.packed(), "first": tables.first, "length": tables.length}
+        named.update({f"tables.{which}.{part}": torch.from_numpy(values) for part, values in parts.items()})
+    return named
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -355,6 +362,17 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if metadata.get("tensors") != tensor_hash(tensors, tensors):
         raise WeightsError(f"{path.name} is damaged: its tensors do not have the hash it states")
     return metadata, tensors
+
+
+def _read_base(folder: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """The base of a ladder; one that shares another preset's, with all that it does not hold itself."""
+    metadata, tensors = _read(folder / BASE)
+    if "shares" not in metadata:
+        return metadata, tensors
+    shared = folder.parent / metadata["shares"] / BASE
+    if file_hash(shared) != metadata.get("shared"):
+        raise WeightsError(f"{folder.name} belongs to another {metadata['shares']} than the one beside it")
+    return metadata, {**_read(shared)[1], **tensors}
 
 
 def _read_rung(path: Path, base_hash: str) -> tuple[float, dict[str, torch.Tensor]]:
@@ -375,25 +393,3 @@ def _config(path: Path, metadata: dict[str, str], ladder: list[float] | None) ->
         return ModelConfig.from_json(json.dumps(values))
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path.name} does not say what architecture it is: {error}") from None
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA where there is one. Raises WeightsError where what was asked for is not there."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise WeightsError("no CUDA device is available; use --device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the device has matrix units or instructions for it, else float32."""
-    import torch
-
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32

@@ -13,17 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 
-from cdcodec.errors import TrainingError
+from cdcodec import codec
+from cdcodec.config import PRESETS
+from cdcodec.errors import TrainingError, WeightsError
 from cdcodec.lab import draws
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.export import export_run
 from cdcodec.lab.objective import Phase
 from cdcodec.lab.optim import orthogonalise
 from cdcodec.lab.recipe import Recipe, load_recipe, parse_recipe
-from cdcodec.lab.train import STATE, Trainer, World, load_state, train
-from cdcodec.weights import load_model, load_tensors
+from cdcodec.lab.train import STATE, Trainer, World, load_state, save_state, train
+from cdcodec.weights import find, load_model, load_tensors, verify
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -150,6 +154,50 @@ def test_a_run_from_start_to_checkpoints_and_on_from_them(photographs: Path, tmp
     assert again.step()["loss"].isfinite()
 
 
+def test_another_denoiser_for_the_same_files(
+    photographs: Path, photograph: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """compact-eps in small: only the U-Net is trained and shipped, and it reads what compact-x wrote."""
+    small = dataclasses.replace(
+        PRESETS["tiny-x"], preset="tiny-eps", parametrisation="eps", shares="tiny-x", rho_max=0.0, rho=0.0
+    )
+    monkeypatch.setitem(PRESETS, "tiny-eps", small)
+    root = tmp_path / "weights"
+    save_run(trainer(photographs), tmp_path / "x", root)
+    floats, integers, _ = load_tensors(root, preset="tiny-x")
+    data = codec.encode(photograph, load_model(root, preset="tiny-x", device="cpu"), 0.0128)
+
+    run = trainer(photographs, Recipe(preset="tiny-eps", warmup=1, phases=(Phase("noise", 20, 64, 8),)))
+    run.start_from(floats)
+    losses = [run.step()["loss"].item() for _ in range(20)]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    save_run(run, tmp_path / "eps", root)
+    stored = load_file(root / "tiny-eps" / "base.safetensors")
+    assert {name.split(".")[0] for name in stored} == {"unet"}
+    both, same, config = load_tensors(root, preset="tiny-eps")
+    assert config == small
+    assert all(torch.equal(value, both[name]) for name, value in floats.items() if not name.startswith("unet."))
+    assert any(not torch.equal(value, both[name]) for name, value in floats.items())
+    assert all(torch.equal(value, same[name]) for name, value in integers.items())
+
+    noisy = load_model(root, preset="tiny-eps", device="cpu")
+    pixels = [codec.decode(data, noisy, steps=n)[0] for n in (0, 9)]
+    assert (pixels[0] != pixels[1]).any()
+    assert codec.decode(data, noisy, gamma=0.5, seed=3)[0].shape == photograph.shape
+    written = find(root, checkpoint=noisy.id)
+    assert written.preset == "tiny-x"
+    assert all(verdict == "ok" for _, verdict in verify(root))
+    (root / "tiny-x" / "base.safetensors").write_bytes(b"another")
+    with pytest.raises(WeightsError, match="another tiny-x"):
+        load_tensors(root, preset="tiny-eps")
+
+
+def save_run(run: Trainer, folder: Path, root: Path) -> None:
+    folder.mkdir()
+    save_state(folder, run.state())
+    export_run(folder, root)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -157,6 +205,8 @@ def test_a_run_from_start_to_checkpoints_and_on_from_them(photographs: Path, tmp
         ("preset = 'papier'\n[[phase]]\nsteps = 1", "unknown preset"),
         ("", "no \\[\\[phase\\]\\]"),
         ("[[phase]]\nkind = 'magic'", "unknown kind"),
+        ("[[phase]]\nkind = 'noise'", "does not train"),
+        ("preset = 'compact-eps'\n[[phase]]\nkind = 'joint'", "does not train"),
         ("[[phase]]\nbatch = 6", "multiple of 4"),
         ("[[phase]]\ncrop = 100", "one of 64"),
         ("[[phase]]\nsteps = 'many'", "expected int"),
@@ -171,12 +221,14 @@ def test_recipes_that_are_wrong_are_explained(tmp_path: Path, text: str, complai
 
 
 def test_the_recipes_that_come_with_cdcodec_are_sound() -> None:
-    for name in ("compact-x", "compact-x-decoder", "smoke"):
+    for name in ("compact-x", "compact-eps", "smoke"):
         recipe = load_recipe(name)
         assert parse_recipe(recipe.to_dict(), name) == recipe
         assert recipe.rate_at(0) < recipe.rate_at(recipe.warmup) == 1
-        assert recipe.rate_at(recipe.steps - 1) <= 0.02
-    with pytest.raises(TrainingError, match="one of compact-x, compact-x-decoder, smoke"):
+        ends = np.cumsum([phase.steps for phase in recipe.phases])
+        assert all(recipe.rate_at(end - 1) <= 0.04 for end in ends)
+        assert all(recipe.rate_at(end + recipe.warmup) == recipe.phase_at(end)[1].rate for end in ends[:-1])
+    with pytest.raises(TrainingError, match="one of compact-eps, compact-x, smoke"):
         load_recipe("nothing")
 
 

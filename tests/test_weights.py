@@ -124,7 +124,7 @@ def whole(root: Path, **changes: torch.Tensor | None) -> None:
         ({"integer.slope": torch.tensor(-1, dtype=torch.int32)}, "slope"),
         ({"integer.slope": torch.tensor([0.5])}, "slope"),
         ({"integer.medians": torch.zeros(3, dtype=torch.int32)}, "medians"),
-        ({"tables.y.counts": torch.zeros(256, 4, dtype=torch.int32)}, "table"),
+        ({"tables.y.counts": torch.zeros(1024, dtype=torch.int32)}, "table"),
         ({"tables.z.length": None}, r"tables\.z\.length"),
     ],
 )

@@ -146,8 +146,8 @@ def compare_command(
     Pictures of two folders are matched by their names without extension.
     """
     with _extra():
+        from cdcodec.device import pick_device
         from cdcodec.lab import compare, metrics
-        from cdcodec.weights import pick_device
 
         names, reasons = metrics.usable(measures or MEASURES[:-2], metric_weights)
         for line in metrics.grouped(reasons):

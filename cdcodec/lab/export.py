@@ -11,6 +11,7 @@ from torch import Tensor
 from cdcodec.bits.tables import gaussian_tables, nearest_scale_thresholds, tables_from_pmfs
 from cdcodec.codec import encode
 from cdcodec.config import ModelConfig
+from cdcodec.errors import WeightsError
 from cdcodec.image import read
 from cdcodec.lab.data import find_images
 from cdcodec.lab.rate import RateModel
@@ -26,12 +27,14 @@ from cdcodec.weights import (
     bitstream_names,
     file_hash,
     load_model,
+    read_metadata,
     save,
     table_tensors,
     tensor_hash,
 )
 
 LICENCE = "Apache-2.0"
+LABELS = ("format", "preset", "rho", "licence", "bitstream", "shares")
 
 
 def export_run(run: Path, out: Path, photographs: Path | None = None) -> list[Path]:
@@ -77,7 +80,13 @@ def write_checkpoints(
     base = {**floats, **_rate_tensors(rate), **integer_tensors(networks, rate, config)}
     metadata = {"format": FORMAT, "preset": config.preset, "config": config.to_json(), "licence": LICENCE, **about}
     metadata["bitstream"] = tensor_hash(base, bitstream_names(base))
-    metadata["parametrisation"], metadata["rho"] = config.parametrisation, f"0…{config.rho_max}"
+    metadata["parametrisation"], metadata["rho"] = config.parametrisation, f"0…{config.rho_max:g}"
+    if config.shares:
+        shared = folder.parent / config.shares / BASE
+        if read_metadata(shared)["bitstream"] != metadata["bitstream"]:
+            raise WeightsError(f"{config.preset} was trained on other weights than those in {shared.parent}")
+        base = {name: value for name, value in base.items() if name.startswith("unet.")}
+        metadata["shares"], metadata["shared"] = config.shares, file_hash(shared)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("lambda-*.safetensors"):
         old.unlink()
@@ -86,7 +95,7 @@ def write_checkpoints(
     for i, lam in enumerate(config.ladder):
         rung = {name: getattr(networks.ladder, name).detach()[i].cpu().clone() for name in LADDER_TENSORS}
         known = {"bpp": f"{bpp[lam]:.4f}"} if lam in bpp else {}
-        labels = {key: metadata[key] for key in ("format", "preset", "rho", "licence", "bitstream")}
+        labels = {key: metadata[key] for key in LABELS if key in metadata}
         path = folder / f"lambda-{lam:g}.safetensors"
         written.append(save(rung, path, {**labels, **known, "lambda": repr(lam), "base": base_hash}))
     return written

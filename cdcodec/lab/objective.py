@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cdcodec.lab import draws
 from cdcodec.lab.rate import RateModel
-from cdcodec.nets.diffusion import SIGMA_RANGE, alpha_bar_of_sigma
+from cdcodec.nets.diffusion import SIGMA_RANGE, SIGMA_START, alpha_bar_of_sigma, from_x
 from cdcodec.nets.hyperprior import quantise
 from cdcodec.nets.networks import Networks
 
@@ -26,14 +26,17 @@ class Phase:
     """A stretch of training with one objective.
 
     kind: "autoencoder" (light head alone), "joint" (with the denoiser, MSE), "perceptual" (with LPIPS and ρ),
-        "decoder" (as perceptual, with encoder and entropy model frozen).
+        "denoiser" (as perceptual, with all but the U-Net frozen), "noise" (likewise, for a U-Net that predicts ε: its
+        squared error at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14).
     steps: optimiser steps. crop: side in pixels. batch: crops a step over all processes, a multiple of 4 each.
+    rate: of learning, as a share of the recipe's.
     """
 
     kind: str = "autoencoder"
     steps: int = 1000
     crop: int = 128
     batch: int = 16
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Objective(nn.Module):
         rows = ladder.weights(lam)
         condition, log_variance = rows @ ladder.condition, rows @ ladder.log_variance
         bits, pyramid, base = self.autoencode(x, key, rows, condition)
+        if self.kind == "noise":
+            return self.noise(x, key, base=base, condition=condition, pyramid=pyramid)
         bpp = bits / (x.shape[2] * x.shape[3])
         base_mse = (base - x).square().mean(dim=(1, 2, 3))
         lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power * ramp
@@ -155,6 +160,22 @@ class Objective(nn.Module):
         distance = self.lpips(x_0, x).view(batch)
         metrics["lpips"] = distance.mean()
         return (1 - rho) * snr_weight * mse + rho * self.weights.kappa * distance, metrics
+
+    def noise(
+        self, x: Tensor, key: Tensor, *, base: Tensor, condition: Tensor, pyramid: list[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The squared error of the noise that the denoiser predicts."""
+        low, high = math.log(SIGMA_RANGE[0]), math.log(SIGMA_START)
+        alpha_bar = alpha_bar_of_sigma((low + (high - low) * draws.uniform(key, STREAM_STATE, 1)[:, 0]).exp())
+        eps = draws.normal(key, STREAM_EPS, x[0].numel()).view_as(x)
+        a = alpha_bar[:, None, None, None]
+        x_t = a.sqrt() * x + (1 - a).sqrt() * eps
+        nothing = torch.zeros_like(alpha_bar)
+        x_0 = self.networks.predict(
+            x_t, alpha_bar, base, nothing, condition, nothing, self.networks.unet.contributions(pyramid), self.dtype
+        )
+        loss = (from_x(x_0, "eps", x_t, a) - eps).square().mean()
+        return loss, {"loss": loss.detach(), "x_mse": (x_0.detach() - x).square().mean()}
 
     def draw_rho(self, key: Tensor) -> Tensor:
         """ρ (B,): 0 for two samples in five, its maximum for two, anything between for one; 0 without LPIPS."""

@@ -12,7 +12,7 @@ from cdcodec.config import PRESETS, ModelConfig, from_dict
 from cdcodec.errors import TrainingError
 from cdcodec.lab.objective import Phase, Weights
 
-KINDS = ("autoencoder", "joint", "perceptual", "decoder")
+KINDS = ("autoencoder", "joint", "perceptual", "denoiser", "noise")
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -20,8 +20,8 @@ FOLDER = Path(__file__).parent / "recipes"
 class Recipe:
     """preset: which architecture. seed: of every random draw and of the initial weights.
 
-    lr_muon, lr_adam: peak learning rates; warmup: steps of linear rise; decay: share of all steps over which the rate
-    falls linearly to a hundredth at the end. ramp: share of the first phase over which λ rises from zero (0 when
+    lr_muon, lr_adam: peak learning rates; warmup: steps of linear rise; decay: share of each phase over which the rate
+    falls linearly to a hundredth at its end. ramp: share of the first phase over which λ rises from zero (0 when
     training goes on from weights). ema: decay of the averaged weights. clip: largest gradient norm.
     lpips: "squeeze", "alex" or "vgg", the network of the perceptual phases.
     """
@@ -56,9 +56,13 @@ class Recipe:
         raise IndexError(step)
 
     def rate_at(self, step: int) -> float:
-        """Learning rate at a step as a share of its peak: linear warm-up, constant, linear decay."""
-        left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return min(1.0, (step + 1) / max(1, self.warmup), max(0.01, left))
+        """Learning rate at a step as a share of its peak: in each phase linear warm-up, constant, linear decay."""
+        for phase in self.phases:
+            if step < phase.steps:
+                left = (phase.steps - step) / max(1.0, self.decay * phase.steps)
+                return phase.rate * min(1.0, (step + 1) / max(1, self.warmup), max(0.01, left))
+            step -= phase.steps
+        raise IndexError(step)
 
     def ramp_at(self, step: int) -> float:
         """Share of λ at a step."""
@@ -97,6 +101,10 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
         for phase in recipe.phases:
             if phase.kind not in KINDS:
                 raise ValueError(f"unknown kind of phase {phase.kind!r}: {', '.join(KINDS)}")
+            if (phase.kind == "noise") != (recipe.model.parametrisation == "eps"):
+                raise ValueError(f"a phase of kind {phase.kind!r} does not train {recipe.preset}")
+            if not phase.rate > 0:
+                raise ValueError("the rate of a phase must be above 0")
             if phase.steps < 1 or phase.batch < 4 or phase.batch % 4 or phase.crop < 64 or phase.crop % 64:
                 raise ValueError("a phase needs steps ≥ 1, a batch that is a multiple of 4, a crop that is one of 64")
     except (ValueError, TypeError) as error:

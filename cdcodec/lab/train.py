@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cdcodec import files
+from cdcodec.device import pick_device, pick_dtype
 from cdcodec.errors import TrainingError
 from cdcodec.lab import draws
 from cdcodec.lab.data import Photographs
@@ -102,14 +103,12 @@ class Trainer:
 
     def _enter(self, phase: int, kind: str) -> None:
         """Prepares the objective of a phase; what is frozen in it gets no gradient."""
-        perceptual = kind in ("perceptual", "decoder")
+        perceptual = kind in ("perceptual", "denoiser")
         if perceptual and self._lpips is None:
             self._lpips = load_lpips(self.recipe.lpips, self.metric_weights).to(self.device)
-        for part in (self.networks.analysis, self.networks.hyper_analysis, self.networks.hyper_synthesis, self.rate):
-            for name, p in part.named_parameters():
-                p.requires_grad_(kind != "decoder" and name != "bottleneck.quantiles")
-        for p in (self.networks.ladder.log_gain, self.networks.ladder.condition):
-            p.requires_grad_(kind != "decoder")
+        for p in self.parameters:
+            p.requires_grad_(kind not in ("denoiser", "noise"))
+        self.networks.unet.requires_grad_(True)
         objective = Objective(
             self.networks,
             self.rate,
@@ -249,8 +248,6 @@ def train(
 
     recipe None takes the run's own. Raises TrainingError, WeightsError; Ctrl-C and SIGTERM save the state first.
     """
-    from cdcodec.weights import pick_device, pick_dtype
-
     place = pick_device(device)
     world = World.join(place)
     if world.size > 1 and place.type == "cuda":

@@ -31,7 +31,7 @@ class Ladder(nn.Module):
         middle, half = (log_lambda[0] + log_lambda[-1]) / 2, (log_lambda[-1] - log_lambda[0]).clamp(min=1e-6) / 2
         self.condition = nn.Parameter(fourier((log_lambda - middle) / half, config.condition // 2))
         # The best step of a quantiser grows with √λ and is the same for all coefficients of an orthonormal transform.
-        log_gain = (0.2 - 0.56 * (log_lambda - middle))[:, None].repeat(1, config.latent)
+        log_gain = (-0.3 - 0.65 * (log_lambda - middle))[:, None].repeat(1, config.latent)
         if config.blocks == "compact":
             log_gain += BlockTransform(config).spread.log()[:, 0, 0]
         self.log_gain = nn.Parameter(log_gain)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 SIGMA_RANGE = (0.015, 0.6)
 """Noise levels that matter behind the first step: around the size of the texture the light head leaves out."""
+SIGMA_START = 20.0
+"""Where a network that predicts the noise starts: at infinite noise its prediction says nothing about the picture."""
 
 
 def cosine_alpha_bar(t: Tensor) -> Tensor:
@@ -85,9 +87,18 @@ class Preconditioned:
 
 def sigma_grid(steps: int) -> list[float]:
     """ᾱ of `steps` ≥ 1 sampling steps: 0 first, where decoding starts, then σ log-spaced over SIGMA_RANGE."""
-    high, low = math.log(SIGMA_RANGE[1]), math.log(SIGMA_RANGE[0])
-    levels = [high + (low - high) * i / max(steps - 2, 1) for i in range(steps - 1)]
-    return [0.0] + [1 / (1 + math.exp(2 * level)) for level in levels]
+    return [0.0, *_log_spaced(SIGMA_RANGE[1], steps - 1)]
+
+
+def noise_grid(steps: int) -> list[float]:
+    """ᾱ of `steps` ≥ 1 sampling steps of a network that predicts ε: σ log-spaced from SIGMA_START on."""
+    return _log_spaced(SIGMA_START, steps)
+
+
+def _log_spaced(high: float, steps: int) -> list[float]:
+    """ᾱ of σ from `high` down to the lower end of SIGMA_RANGE."""
+    ratio = math.log(SIGMA_RANGE[0] / high) / max(steps - 1, 1)
+    return [1 / (1 + (high * math.exp(ratio * i)) ** 2) for i in range(steps)]
 
 
 def authors_alpha_bar(schedule: str, timesteps: int) -> NDArray[np.float32]:

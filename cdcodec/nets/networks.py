@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from cdcodec.config import ModelConfig
 from cdcodec.nets import analysis, hyperprior, paper, unet
 from cdcodec.nets.analysis import Ladder
-from cdcodec.nets.diffusion import Denoiser, Preconditioned, authors_grid, sigma_grid, sigma_of_alpha_bar, to_x
+from cdcodec.nets.diffusion import (
+    Denoiser,
+    Preconditioned,
+    authors_grid,
+    noise_grid,
+    sigma_grid,
+    sigma_of_alpha_bar,
+    to_x,
+)
 from cdcodec.nets.hyperprior import HyperSynthesis
 
 
@@ -58,14 +66,21 @@ class Networks(nn.Module):
     ) -> Tensor:
         """x̂_0 (B, 3, H, W) float32 from x_t, base (B, 3, H, W), alpha_bar, variance, rho (B,), condition (B, K).
 
-        For the schedule "sigma", whose output is preconditioned.
+        For the schedule "sigma". A prediction of x is preconditioned on the base; one of ε is of x_t as it stands.
         """
         wide = (slice(None), None, None, None)
-        state = Preconditioned.of(x_t, base, variance[wide], alpha_bar[wide])
         embedding = self.unet.embed(sigma_of_alpha_bar(alpha_bar), condition, rho)
-        # The U-Net's convolutions are fastest with channels last, so its input is laid out so.
-        scaled = state.input.to(dtype).contiguous(memory_format=torch.channels_last)
-        return state.x_0(self.unet(scaled, embedding, contributions))
+
+        def raw(told: Tensor) -> Tensor:
+            # The U-Net's convolutions are fastest with channels last, so its input is laid out so.
+            fed = told.to(dtype).contiguous(memory_format=torch.channels_last)
+            output: Tensor = self.unet(fed, embedding, contributions)
+            return output
+
+        if self.config.parametrisation == "eps":
+            return to_x(raw(x_t), "eps", x_t, alpha_bar[wide])
+        state = Preconditioned.of(x_t, base, variance[wide], alpha_bar[wide])
+        return state.x_0(raw(state.input))
 
     def denoiser(
         self,
@@ -86,7 +101,7 @@ class Networks(nn.Module):
             level, realism = (torch.tensor([v], dtype=torch.float32, device=x_t.device) for v in (alpha_bar, rho))
             return self.predict(x_t, level, base, given.variance, given.condition, realism, contributions, dtype)
 
-        return denoise, sigma_grid(steps)
+        return denoise, (noise_grid if self.config.parametrisation == "eps" else sigma_grid)(steps)
 
     def _plain_denoiser(
         self, contributions: list[list[Tensor]], steps: int, dtype: torch.dtype

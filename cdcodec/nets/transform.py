@@ -43,9 +43,8 @@ class BlockTransform(nn.Module):
         spread = (SPREAD * weights / (CORNER + radius) ** FALL).reshape(-1)
         order = spread.argsort(descending=True, stable=True)[: config.latent]
         basis, spread = basis[order], spread[order, None]
-        for name, value in (
-            ("forward_kernel", basis / spread), ("inverse_kernel", (basis * spread).T), ("spread", spread.view(-1, 1, 1))
-        ):
+        kernels = {"forward_kernel": basis / spread, "inverse_kernel": (basis * spread).T}
+        for name, value in {**kernels, "spread": spread.view(-1, 1, 1)}.items():
             self.register_buffer(name, value.float().contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,5 +52,5 @@ class BlockTransform(nn.Module):
         return F.conv2d(F.pixel_unshuffle(x.float(), self.side), self.forward_kernel[:, :, None, None])
 
     def inverse(self, latent: Tensor) -> Tensor:
-        """(B, C_y, h, w) → (B, 3, stride·h, stride·w), float32: the transpose, so that nothing is lost but what was cut."""
+        """(B, C_y, h, w) → (B, 3, stride·h, stride·w), float32: the transpose of the basis."""
         return F.pixel_shuffle(F.conv2d(latent, self.inverse_kernel[:, :, None, None]), self.side)
