@@ -12,6 +12,9 @@ LADDER = (0.0024, 0.0032, 0.0048, 0.0064, 0.0128, 0.0256, 0.0512, 0.0768)
 
 DEFAULT_LAMBDA = 0.0128
 
+SMALLEST_TILE = 512
+"""Least side in pixels of the tiles that large pictures may be cut into."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:

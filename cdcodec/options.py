@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from cdcodec import files
-from cdcodec.config import DEFAULT_LAMBDA
+from cdcodec.config import DEFAULT_LAMBDA, SMALLEST_TILE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -66,6 +66,15 @@ def parse_size(ctx: click.Context, parameter: click.Parameter, text: str | None)
     return int(size)
 
 
+def parse_tile(ctx: click.Context, parameter: click.Parameter, text: str) -> int | str:
+    """A click callback: auto, off or the side of a tile in pixels."""
+    if text in ("auto", "off"):
+        return text
+    if not re.fullmatch(r"\d{3,5}", text, re.ASCII) or int(text) < SMALLEST_TILE:
+        raise click.BadParameter(f"{text!r} is neither auto nor off nor a number from {SMALLEST_TILE} to 99999.")
+    return int(text)
+
+
 def rate_wished(options: dict[str, Any]) -> tuple[str, Any]:
     """The one of --lambda, --quality and the targets that was given, and its value, taken out of `options`.
 
@@ -113,6 +122,20 @@ device_options = together(
         show_default=True,
         help="Of the networks; any of them decodes every file.",
     ),
+)
+
+tile_option = click.option(
+    "--tile",
+    metavar="auto|N|off",
+    default="auto",
+    show_default=True,
+    callback=parse_tile,
+    help=f"Work in tiles of N pixels a side, at least {SMALLEST_TILE}, for less memory; auto: large pictures only. "
+    "With paper-x and paper-eps tiles are an approximation, and may show.",
+)
+
+compile_option = click.option(
+    "--compile", is_flag=True, help="Compile the denoiser first; pays off for many pictures of one size."
 )
 
 TARGETS = ("bpp", "size", "psnr", "lpips")

@@ -238,16 +238,20 @@ def load_model(
     checkpoint: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    tile: int | str = "auto",
+    compile: bool = False,
     **which: Any,
 ) -> Checkpoint:
     """A model ready to encode and decode, its hashes verified: the whole ladder, or of imported models one.
 
     root: weights folder (None: `find_weights`). checkpoint: the id a file names. which: preset, lam, rho, to choose by
     (see `find`); without any of these the weights that ship. device: auto, cpu or cuda. precision: auto, float32 or
-    bfloat16, of the networks; the bits never depend on it. Raises WeightsError.
+    bfloat16, of the networks; the bits never depend on it. tile: work in tiles of this side, at least 512 pixels, for
+    less memory; "auto" for large pictures only, "off" never; with paper-x and paper-eps an approximation that may
+    show. compile: the denoiser by torch.compile. Raises WeightsError; ValueError for another tile.
     """
-    floats, integers, config = load_tensors(root, checkpoint=checkpoint, **which)
-    loaded = assemble(floats, integers, config, device, precision)
+    tensors = load_tensors(root, checkpoint=checkpoint, **which)
+    loaded = assemble(*tensors, device, precision, tile=tile, compile=compile)
     if checkpoint is not None:
         loaded.check_file(checkpoint)
     return loaded
@@ -259,8 +263,9 @@ def assemble(
     config: ModelConfig,
     device: str = "auto",
     precision: str = "auto",
+    **running: Any,
 ) -> Checkpoint:
-    """A model from its tensors (as `load_tensors` gives them). Raises WeightsError for tensors that do not fit."""
+    """A model from its tensors (as `load_tensors` gives them) that runs as told (see `load_model`). WeightsError."""
     from cdcodec.bits.coder import Tables
     from cdcodec.bits.tables import TableSet
     from cdcodec.nets.integer import IntegerHyperSynthesis
@@ -288,7 +293,7 @@ def assemble(
         lines = [line.strip() for line in str(error).splitlines()]
         raise WeightsError(f"the checkpoint of {config.preset} is damaged: {' '.join(lines[:2])}") from None
     place = pick_device(device)
-    model = Model(networks, integer, place, pick_dtype(precision, place))
+    model = Model(networks, integer, place, pick_dtype(precision, place), **running)
     return Checkpoint(model, Tables(z=z, y=y), _number(tensor_hash(integers, integers)))
 
 

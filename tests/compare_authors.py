@@ -149,8 +149,8 @@ def decoded(checkpoint: Checkpoint, latent: Tensor, noise: Tensor, steps: int, d
     model = checkpoint.model
     given = model.condition(checkpoint.ladder[0])
     pyramid, base = model.networks.synthesis(latent, given.condition, dtype)
-    denoise, alpha_bars = model.networks.denoiser(pyramid, base, given, rho=0.9, steps=steps, dtype=dtype)
-    return ddim(denoise, 0.8 * noise, alpha_bars)
+    denoise = model.networks.denoiser(pyramid, base, given, rho=0.9, steps=steps, dtype=dtype)
+    return ddim(denoise, 0.8 * noise, model.networks.alpha_bars(steps))
 
 
 def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:

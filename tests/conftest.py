@@ -9,13 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cdcodec.config import PRESETS
+from cdcodec.config import PRESETS, ModelConfig
 from cdcodec.weights import Checkpoint, load_model
 
 torch.set_num_threads(1)  # tiny models are fastest so; what must not depend on it sets other numbers itself
 
 
-def write_tiny_weights(root: Path) -> Path:
+def write_tiny_weights(root: Path, architecture: ModelConfig = PRESETS["tiny-x"]) -> Path:
     """Make a weights folder holding compact-x with the architecture of tiny-x, all eight λ, lively random weights."""
     import dataclasses
 
@@ -23,7 +23,7 @@ def write_tiny_weights(root: Path) -> Path:
     from cdcodec.lab.rate import RateModel
     from cdcodec.nets.networks import Networks
 
-    config = dataclasses.replace(PRESETS["tiny-x"], preset="compact-x")
+    config = dataclasses.replace(architecture, preset="compact-x")
     torch.manual_seed(1)
     networks, rate = Networks(config), RateModel(config)
     with torch.no_grad():

@@ -1,12 +1,13 @@
 """Real bytes against the model's estimate: python tests/rate_figures.py PHOTOS [--weights DIR] [--limit N]
 
-Of every picture of a folder at every λ of the ladder: bytes, the tables' ideal bits and the continuous estimate (DESIGN:
-at most 0.2 % and 32 bytes above it), whether the rate falls strictly as λ rises, and whether ŷ comes back as it was.
+Of every picture of a folder at every λ of the ladder: bytes, the tables' ideal bits and the continuous estimate
+(at most 0.2 % and 32 bytes above it), whether the rate falls strictly as λ rises, and whether ŷ comes back as it was.
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,13 @@ def main() -> None:
                 print(f"{path.name}, λ {lam:g}: {len(data)} bytes, {excess:.2%} + 32 bytes above the estimate")
             totals[i] += 8 * len(data), ideal, estimate, 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
             sizes.append(len(data))
-        if any(a <= b for a, b in zip(sizes, sizes[1:], strict=False)):
+        if any(a <= b for a, b in pairwise(sizes)):
             rising += 1
             print(f"{path.name}: bytes do not fall strictly: {sizes}")
     print(f"{'lambda':>8} {'bpp':>7} {'real/ideal':>11} {'real/estimate':>14}")
     for lam, (real, ideal, estimate, bpp) in zip(model.ladder, totals, strict=True):
         print(f"{lam:>8g} {bpp / len(paths):>7.4f} {real / ideal - 1:>11.3%} {real / estimate - 1:>14.3%}")
-    print(f"{len(paths)} pictures: {above} files above the estimate by more than 0.2 % + 32 bytes (worst {worst:.2%} + 32), "
+    print(f"{len(paths)} pictures: {above} files above the estimate by more than 0.2 % + 32 bytes (worst {worst:.2%}), "
           f"{rising} pictures whose rate does not fall strictly")
 
 

@@ -43,14 +43,12 @@ class Phase:
 class Weights:
     """Constants of the objective.
 
-    λ_eff = lambda_scale·λ^lambda_power multiplies the rate; kappa balances LPIPS against the squared error;
-    base is the share of the distortion taken on the light head's picture once there is a denoiser.
+    λ_eff = lambda_scale·λ^lambda_power multiplies the rate; kappa balances LPIPS against the squared error.
     """
 
     lambda_scale: float = 1.0
     lambda_power: float = 1.0
     kappa: float = 0.0625
-    base: float = 0.25
 
 
 class Objective(nn.Module):
@@ -87,13 +85,13 @@ class Objective(nn.Module):
         base_mse = (base - x).square().mean(dim=(1, 2, 3))
         lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power * ramp
         metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
-        if self.kind == "autoencoder":
-            distortion = MSE_WEIGHT * base_mse
-        else:
+        distortion = MSE_WEIGHT * base_mse
+        if self.kind != "autoencoder":
             diffusion, more = self.diffuse(
                 x, key, base=base, variance=log_variance.exp().detach(), condition=condition, pyramid=pyramid
             )
-            distortion = (1 - self.weights.base) * diffusion + self.weights.base * MSE_WEIGHT * base_mse
+            # Beside the light head at its full weight: with less, the rate soon outweighs it.
+            distortion = distortion + diffusion
             metrics.update(more)
         loss = (lam_eff * bpp + distortion).mean()
         # s² follows the error of the light head: the maximum of a Gaussian likelihood, touching nothing else.

@@ -145,8 +145,8 @@ def ddim(
 
     callback(i, x̂_0) is called behind each step with the picture as it stands.
     """
-    x_t = start
-    x_0 = start
+    x_t = x_0 = start
+    del start  # of a large picture every copy counts
     for i, alpha_bar in enumerate(alpha_bars):
         x_0 = denoise(x_t, alpha_bar)
         if callback is not None:

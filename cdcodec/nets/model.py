@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdcodec.nets.diffusion import ddim
+from cdcodec.nets.diffusion import Denoiser, ddim
 from cdcodec.nets.integer import IntegerHyperSynthesis
 from cdcodec.nets.networks import Conditioning, Networks
+from cdcodec.nets.tiles import Box, Reach, Tiling, check
 from cdcodec.symbols import SYMBOL_LIMIT, Symbols
 
 Progress = Callable[[int, int], None]
@@ -21,18 +22,30 @@ class Model:
     """Networks ready for use on one device in one precision, with the integer hyper-synthesis on the CPU.
 
     device: where the networks run. dtype: float32 or bfloat16, of the convolutions; latents and pixels are float32.
+    tile: side in pixels of the tiles that a picture is cut into (see tiles.py), "auto" (large pictures only) or "off";
+    else ValueError. compile: let torch.compile make the denoiser, on CUDA with graphs.
     """
 
     def __init__(
-        self, networks: Networks, integer: IntegerHyperSynthesis, device: torch.device, dtype: torch.dtype
+        self,
+        networks: Networks,
+        integer: IntegerHyperSynthesis,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        tile: int | str = "auto",
+        compile: bool = False,
     ) -> None:
         self.config = networks.config
+        self.tile, self.reach = check(tile), Reach.of(networks.config)
         self.integer, self.device, self.dtype = integer, device, dtype
         self.encoder_dtype = torch.float32 if self.config.exact_encoder else dtype
         self.networks = networks.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
         self.networks.analysis.levels.to(self.encoder_dtype)
         for part in (self.networks.synthesis.levels, self.networks.unet):
             part.to(dtype)  # cast once; the layers around them stay float32
+        if compile:
+            self.networks.unet.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
     def condition(self, lam: float) -> Conditioning:
         """The conditioning of λ, interpolated between the ladder's rungs."""
@@ -53,9 +66,15 @@ class Model:
         y's index and mean come from the integers of z, by the very function that the decoder calls.
         """
         given = self.condition(lam)
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)[None].permute(0, 3, 1, 2)
-        x = (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        y = self.networks.analysis(x, given.condition, self.encoder_dtype) * given.gain
+        picture = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+        tiling = Tiling.of((pixels.shape[0], pixels.shape[1]), self.config, self.tile)
+
+        def analysed(box: Box) -> list[Tensor]:
+            x = box.of(picture, tiling.whole).to(self.device).float() / 127.5 - 1
+            x = x.contiguous(memory_format=torch.channels_last)
+            return [self.networks.analysis(x, given.condition, self.encoder_dtype)]
+
+        y = tiling.run(analysed, self.reach.analysis)[0] * given.gain
         z = _integers(self.networks.hyper_analysis(y).cpu() - self.integer.offset)
         index, mean = self.integer(z, (y.shape[2], y.shape[3]))
         centred = y[0].double().cpu() - torch.from_numpy(mean) / 2.0**self.config.fraction_bits
@@ -80,20 +99,53 @@ class Model:
         given = self.condition(lam)
         y = torch.from_numpy(latent).to(self.device)[None].float() / 2.0**self.config.fraction_bits
         y = (y * given.inverse_gain).contiguous(memory_format=torch.channels_last)
-        pyramid, base = self.networks.synthesis(y, given.condition, self.dtype)
+        tiling = Tiling.of((self.config.stride * y.shape[2], self.config.stride * y.shape[3]), self.config, self.tile)
+        whole = tiling.whole
         if steps == 0:
-            if base is None:
+            if self.config.blocks == "paper":
                 raise ValueError(f"{self.config.preset} has no light head to decode with alone; take 1 step or more")
-            return _pixels(base)
-        denoise, alpha_bars = self.networks.denoiser(pyramid, base, given, rho=rho, steps=steps, dtype=self.dtype)
-        del pyramid
-        start = self._start((latent.shape[1], latent.shape[2]), gamma, seed)
+            return _pixels(tiling.run(lambda box: self._context(box.of(y, whole), given)[-1:], self.reach.synthesis)[0])
+        denoise = self._denoiser(y, given, tiling, rho=rho, steps=steps)
         report = None if progress is None else lambda i, _: progress(i + 1, steps)
-        return _pixels(ddim(denoise, start, alpha_bars, report))
+        return _pixels(ddim(denoise, self._start(whole, gamma, seed), self.networks.alpha_bars(steps), report))
 
-    def _start(self, size: tuple[int, int], gamma: float, seed: int) -> Tensor:
-        """x_N = γ·ε for y of `size`. NumPy's RandomState is a frozen stream: the same noise everywhere and for good."""
-        shape = (3, size[0] * self.config.stride, size[1] * self.config.stride)
+    def _context(self, y: Tensor, given: Conditioning) -> list[Tensor]:
+        """The context pyramid and, where there is one, the light head's picture."""
+        pyramid, base = self.networks.synthesis(y, given.condition, self.dtype)
+        return [*pyramid] if base is None else [*pyramid, base]
+
+    def _denoiser(self, y: Tensor, given: Conditioning, tiling: Tiling, *, rho: float, steps: int) -> Denoiser:
+        """What `ddim` takes, for the whole picture at once or tile by tile."""
+        paper, whole, reach = self.config.blocks == "paper", tiling.whole, self.reach
+
+        def denoiser(context: list[Tensor]) -> Denoiser:
+            pyramid, base = (context, None) if paper else (context[:-1], context[-1])
+            return self.networks.denoiser(pyramid, base, given, rho=rho, steps=steps, dtype=self.dtype)
+
+        if tiling.single:
+            return denoiser(self._context(y, given))
+
+        def context(box: Box) -> list[Tensor]:
+            return self._context(box.of(y, whole), given)
+
+        # The compact pyramid is small, and kept; the paper's has 64 channels at full resolution, and is made anew.
+        kept = [] if paper else tiling.run(context, reach.synthesis)
+
+        def local(box: Box) -> list[Tensor]:
+            wide = whole if kept else box.grown(reach.synthesis, whole)
+            return [box.of(level, wide) for level in kept or context(wide)]
+
+        def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
+            def call(box: Box) -> list[Tensor]:
+                return [denoiser(local(box))(box.of(x_t, whole), alpha_bar)]
+
+            return tiling.run(call, reach.unet, blend=paper)[0]
+
+        return denoise
+
+    def _start(self, whole: Box, gamma: float, seed: int) -> Tensor:
+        """x_N = γ·ε, (1, 3, H, W). NumPy's RandomState is a frozen stream: the same noise everywhere and for good."""
+        shape = (3, whole.bottom, whole.right)
         if gamma == 0:
             return torch.zeros((1, *shape), device=self.device)
         noise = np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
@@ -108,6 +160,6 @@ def _integers(values: Tensor) -> NDArray[np.int32]:
 
 def _pixels(x: Tensor) -> NDArray[np.uint8]:
     """(1, 3, H, W) in [-1, 1] → uint8 (H, W, 3)."""
-    scaled = ((x[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    scaled = x[0].clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
     pixels: NDArray[np.uint8] = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
     return pixels

@@ -82,6 +82,12 @@ class Networks(nn.Module):
         state = Preconditioned.of(x_t, base, variance[wide], alpha_bar[wide])
         return state.x_0(raw(state.input))
 
+    def alpha_bars(self, steps: int) -> list[float]:
+        """The ᾱ of `steps` ≥ 1 sampling steps, as `diffusion.ddim` takes them."""
+        if self.config.schedule == "sigma":
+            return noise_grid(steps) if self.config.parametrisation == "eps" else sigma_grid(steps)
+        return authors_grid(self.config.schedule, self.config.timesteps, steps)[0]
+
     def denoiser(
         self,
         pyramid: list[Tensor],
@@ -91,8 +97,8 @@ class Networks(nn.Module):
         rho: float,
         steps: int,
         dtype: torch.dtype,
-    ) -> tuple[Denoiser, list[float]]:
-        """What `diffusion.ddim` takes: x̂_0 of (x_t, ᾱ), and the ᾱ of the steps. The context's part is computed once."""
+    ) -> Denoiser:
+        """What `diffusion.ddim` takes: x̂_0 of (x_t, ᾱ), for the ᾱ of the steps. The context's part is computed once."""
         contributions = self.unet.contributions(pyramid)
         if base is None:
             return self._plain_denoiser(contributions, steps, dtype)
@@ -101,15 +107,12 @@ class Networks(nn.Module):
             level, realism = (torch.tensor([v], dtype=torch.float32, device=x_t.device) for v in (alpha_bar, rho))
             return self.predict(x_t, level, base, given.variance, given.condition, realism, contributions, dtype)
 
-        return denoise, (noise_grid if self.config.parametrisation == "eps" else sigma_grid)(steps)
+        return denoise
 
-    def _plain_denoiser(
-        self, contributions: list[list[Tensor]], steps: int, dtype: torch.dtype
-    ) -> tuple[Denoiser, list[float]]:
+    def _plain_denoiser(self, contributions: list[list[Tensor]], steps: int, dtype: torch.dtype) -> Denoiser:
         """The authors': the U-Net sees x_t itself and the time, and its output is x̂_0 or ε."""
         config = self.config
-        alpha_bars, times = authors_grid(config.schedule, config.timesteps, steps)
-        told = dict(zip(alpha_bars, times, strict=True))
+        told = dict(zip(*authors_grid(config.schedule, config.timesteps, steps), strict=True))
 
         def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
             both = (alpha_bar, told[alpha_bar])
@@ -118,4 +121,4 @@ class Networks(nn.Module):
             x_0 = to_x(self.unet(fed, self.unet.embed(time), contributions), config.parametrisation, x_t, level)
             return x_0.clamp(-1, 1) if config.clamp else x_0
 
-        return denoise, alpha_bars
+        return denoise
