@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types docs check peers quality bench fuzz train clean
+.PHONY: help setup demo test test-slow lint types docs check vectors peers quality bench fuzz kills train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ docs: setup ## docs/api.md is made from the docstrings; README, help texts and S
 
 check: lint types test docs ## all of it, under ten minutes
 
+vectors: setup ## the golden files in tests/vectors/golden, after the weights have changed
+	$(BIN)/python tests/golden.py
+
 # IMAGES: a folder of photographs; METRICS: the folder with the networks of LPIPS (--metric-weights)
 IMAGES ?= photographs
 METRICS ?=
@@ -51,12 +54,16 @@ quality: setup ## the table of README on IMAGES: make quality IMAGES=valid METRI
 	$(BIN)/cdcodec eval $(IMAGES) $(EVAL) --preset quality -o results/quality --force --reuse results/peers.jsonl --jobs 2
 	$(BIN)/python -m cdcodec.lab.readme results/quality README.md
 
-bench: setup ## seconds of encode, decode and info on this machine
+bench: setup ## seconds of encode, decode and info on this machine; a batch against the network alone
 	$(BIN)/python -m cdcodec.lab.bench
+	$(BIN)/python -m cdcodec.lab.throughput --count 100
 
 fuzz: setup ## mutated files through parser and decoder
 	$(BIN)/python tests/fuzz_container.py --runs 200000
 	$(BIN)/python tests/fuzz_decode.py --runs 5000
+
+kills: setup ## encode, decode, train and eval killed 300 times at random moments
+	$(BIN)/python tests/kills.py --count 300
 
 train: setup ## the shipped weights again, from a folder of photographs: make train IMAGES=photos VALID=held-out METRICS=lpips
 	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-x --recipe compact-x $(if $(VALID),--valid $(VALID)) $(EVAL)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from cdcodec import files
 from cdcodec import image as pictures
 from cdcodec.bits import container
-from cdcodec.console import Console, Done, Options
+from cdcodec.console import Console, Done, Options, Tell
 from cdcodec.errors import WeightsError
 from cdcodec.files import Job
 from cdcodec.threads import Sink, Source
@@ -130,13 +130,14 @@ class Decode:
         return Done(buffer.getvalue(), {"width": width, "height": height, "lambda": lam, "bytes": len(data)})
 
 
-def run(jobs: Sequence[Job], task: Task, options: Options) -> int:
+def run(jobs: Sequence[Job], task: Task, options: Options, tell: Tell | None = None) -> int:
     """Carry out the jobs; returns the exit code, 1 when any of them failed.
 
+    tell: called with what `--json` prints of each job, in their order; then nothing is printed.
     With several jobs, two threads read the next inputs and finish and write the last outputs while this one works.
     Raises WeightsError when `task.one_model` and its weights cannot be used, and BrokenPipeError.
     """
-    console = Console(len(jobs), task.verb, options)
+    console = Console(len(jobs), task.verb, options, tell)
     try:
         if len(jobs) == 1:
             _one_by_one(jobs, task, options, console)

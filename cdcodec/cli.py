@@ -66,7 +66,7 @@ def main(ctx: click.Context, debug: bool) -> None:
 @tile_option
 @batch_options
 @click.pass_obj
-def encode(debug: bool, *, paths: tuple[str, ...], preset: str, strip: bool, max_pixels: int, **options: Any) -> int:
+def encode(debug: bool, /, *, paths: tuple[str, ...], preset: str, strip: bool, max_pixels: int, **options: Any) -> int:
     """Code pictures as .cdc files.
 
     OUT ends in .cdc, or is - for standard output; without OUT and -o the output lies beside its input. Folders are
@@ -112,7 +112,7 @@ def encode(debug: bool, *, paths: tuple[str, ...], preset: str, strip: bool, max
 @compile_option
 @batch_options
 @click.pass_obj
-def decode(debug: bool, *, paths: tuple[str, ...], format: str | None, depth: str, preset: str | None,
+def decode(debug: bool, /, *, paths: tuple[str, ...], format: str | None, depth: str, preset: str | None,
            steps: int | None, seed: int, gamma: float | None, rho: float | None, max_pixels: int,
            **options: Any) -> int:  # fmt: skip
     """Paint pictures from .cdc files.

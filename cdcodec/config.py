@@ -81,7 +81,8 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """Raises ValueError on anything but exactly the known fields with values of the right kind."""
-        return from_dict(cls, json.loads(text))
+        config: ModelConfig = from_dict(cls, json.loads(text))
+        return config
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:

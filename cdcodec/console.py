@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +39,18 @@ class Options:
     debug: bool = False
 
 
-class Console:
-    """Tells what happens to the jobs, from any thread, and counts it."""
+Tell = Callable[[dict[str, Any]], None]
+"""Takes what `--json` prints of one job."""
 
-    def __init__(self, total: int, verb: str, options: Options) -> None:
-        self.total, self.verb, self.options = total, verb, options
+
+class Console:
+    """Tells what happens to the jobs, from any thread, and counts it. tell: takes it all, so that nothing is shown."""
+
+    def __init__(self, total: int, verb: str, options: Options, tell: Tell | None = None) -> None:
+        self.total, self.verb, self.options, self.tell = total, verb, options, tell
         self.number = self.count = self.left = 0
         self.failures: list[str] = []
-        self.status = total > 1 and not options.quiet and sys.stderr.isatty()
+        self.status = total > 1 and not options.quiet and tell is None and sys.stderr.isatty()
         self.begin = time.monotonic()
         self.lock = threading.RLock()  # files are finished in another thread than they are started in
 
@@ -105,10 +110,15 @@ class Console:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _line(self, text: str) -> None:
+        if self.tell is not None:
+            return
         with self.lock:
             self.clear()
             print(text, file=sys.stderr, flush=True)
 
     def _json(self, job: Job, **facts: Any) -> None:
-        if self.options.json:
-            print(json.dumps({"input": job.source, "output": job.target, **facts}), flush=True)
+        line = {"input": job.source, "output": job.target, **facts}
+        if self.tell is not None:
+            self.tell(line)
+        elif self.options.json:
+            print(json.dumps(line), flush=True)

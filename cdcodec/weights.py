@@ -285,6 +285,9 @@ def assemble(
         differing = sorted(own.keys() ^ networks.state_dict().keys())
         if differing:
             raise ValueError(f"{differing[0]} is {'not known' if differing[0] in own else 'missing'}")
+        for name in own:
+            if not floats[name].is_floating_point():
+                raise ValueError(f"{name} holds {floats[name].dtype}, not floating point")
         networks.load_state_dict(own)
     except (KeyError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
@@ -324,6 +327,7 @@ def load_tensors(
 def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
     """Writes a checkpoint file with the hash of its tensors, beside its place and then renamed: a failed or interrupted
     run leaves nothing. Raises WeightsError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -332,7 +336,7 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str,
         named = dict(tensors)
         save_file(named, beside, {**metadata, "tensors": tensor_hash(named, named)})
         os.replace(beside, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be written: {error}") from None
     finally:
         beside.unlink(missing_ok=True)

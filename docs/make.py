@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
-MODULES = ("__init__", "errors", "weights", "codec", "target", "pillow", "image", "symbols", "bits.container",
+MODULES = ("__init__", "errors", "weights", "codec", "target", "pillow", "ray", "image", "symbols", "bits.container",
            "bits.coder")  # fmt: skip
 INTRODUCTION = """# Python API
 

@@ -56,3 +56,11 @@ def photograph() -> NDArray[np.uint8]:
 
     picture: NDArray[np.uint8] = data.astronaut()[0:128:2, 160:352:2]
     return picture
+
+
+@pytest.fixture
+def surroundings(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder, and the tiny model as the weights that ship."""
+    monkeypatch.setenv("CDCODEC_WEIGHTS", str(tiny_weights))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ import atheris
 
 with atheris.instrument_imports(include=["cdcodec"]):
     import fuzz_decode
-    from fuzz_container import reseal
+    from fuzzing import reseal
 
 
 def main() -> None:

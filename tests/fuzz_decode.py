@@ -6,30 +6,27 @@
     python tests/fuzz_decode.py --keep tests/vectors/hostile    also keep the first file of every new outcome
 
 Most of the files have a fitting file check, many also code sound symbols of extreme values: what lies behind the checks
-is reached. Another exception, more memory or more time than stated below is a bug; the file is kept as crash-<run>.cdc.
+is reached. Another exception, or more memory or time than fuzzing.py allows, is a bug; the file is kept as
+crash-<run>.cdc.
 Files are kept without the id of the weights, which `attempt` fills in.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
 import re
-import resource
 import struct
-import sys
 import tempfile
-import time
 import zlib
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import fuzzing
 import numpy as np
-from fuzz_container import NUMBERS, reseal
+from fuzzing import Findings, mangled, reseal
 from PIL import Image
 
 from cdcodec import codec, image
@@ -39,8 +36,6 @@ from cdcodec.symbols import Symbols
 from cdcodec.weights import Checkpoint, load_model
 
 MAX_PIXELS = 1 << 15
-MAX_SECONDS = 2.0
-MAX_GROWTH = 1 << 30
 SIDES = [1, 2, 15, 16, 17, 63, 64, 65, 200, 1024, 32768, 65535, 65536]
 
 
@@ -140,25 +135,6 @@ def bomb(random_: random.Random) -> bytes:
     )
 
 
-def mangled(random_: random.Random, data: bytes) -> bytes:
-    """data with one to four changes anywhere."""
-    changed = bytearray(data)
-    for _ in range(random_.randint(1, 4)):
-        at = random_.randrange(len(changed) + 1)
-        match random_.randrange(5):
-            case 0:
-                changed[at : at + 1] = bytes([random_.randrange(256)])
-            case 1:
-                changed[at : at + 4] = random_.choice(NUMBERS).to_bytes(4, "little")
-            case 2:
-                changed[at:at] = random_.randbytes(random_.randrange(9))
-            case 3:
-                del changed[at : at + random_.randrange(9)]
-            case 4:
-                del changed[at:]
-    return bytes(changed)
-
-
 def mutate(random_: random.Random, files: list[bytes], checkpoint: Checkpoint) -> bytes:
     """A sound file changed, or a forged one."""
     kind = random_.random()
@@ -184,72 +160,28 @@ def mutate(random_: random.Random, files: list[bytes], checkpoint: Checkpoint) -
     return reseal(data) if len(data) >= 28 and random_.random() < 0.8 else data
 
 
-@dataclass
-class Findings:
-    """How often each outcome came up, files in a row, the longest time in seconds, growth of peak memory in bytes."""
-
-    outcomes: Counter[str]
-    runs: int = 0
-    slowest: float = 0.0
-    growth: int = 0
-
-
-def peak_memory() -> int:
-    """Bytes, of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def fuzz(
     checkpoint: Checkpoint, runs: int, seed: int, *, minutes: float | None = None, keep: Path | None = None
 ) -> Findings:
-    """Raises, the file kept, what should never come up."""
-    random_, files, findings = random.Random(seed), sound(checkpoint), Findings(Counter())
+    """As `fuzzing.fuzz`. keep: folder for the first file of every outcome, without the id of the weights."""
+    random_, files = random.Random(seed), sound(checkpoint)
     for data in files:  # what is loaded and allocated once is not counted
         attempt(data, checkpoint)
-    before, deadline = peak_memory(), time.monotonic() + 60 * (minutes or 0)
-    for run in _counted(runs, deadline if minutes else None):
-        data = mutate(random_, files, checkpoint)
-        started = time.process_time()
-        try:
-            outcome = attempt(data, checkpoint)
-            seconds, growth = time.process_time() - started, peak_memory() - before
-            if seconds > MAX_SECONDS or growth > MAX_GROWTH:
-                raise RuntimeError(f"{seconds:.1f} s, {growth >> 20} MiB")
-        except BaseException:
-            Path(f"crash-{run}.cdc").write_bytes(data)
-            raise
-        if keep and outcome not in findings.outcomes:
-            name = outcome.lower().replace(": ", "-").replace(" ", "-")
-            (keep / f"{name}.cdc").write_bytes(nameless(data, checkpoint))
-        findings.outcomes[outcome] += 1
-        findings.runs, findings.growth = run + 1, growth
-        findings.slowest = max(findings.slowest, seconds)
-    return findings
 
+    def store(outcome: str, data: bytes) -> None:
+        assert keep is not None
+        name = outcome.lower().replace(": ", "-").replace(" ", "-")
+        (keep / f"{name}.cdc").write_bytes(nameless(data, checkpoint))
 
-def _counted(runs: int, deadline: float | None) -> Iterator[int]:
-    run = 0
-    while run < runs if deadline is None else time.monotonic() < deadline:
-        yield run
-        run += 1
+    return fuzzing.fuzz(
+        lambda: mutate(random_, files, checkpoint), lambda data: attempt(data, checkpoint), runs,
+        minutes=minutes, keep=store if keep else None,
+    )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--runs", type=int, default=5000)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path)
-    options = parser.parse_args()
     checkpoint = tiny_model()
-    for path in options.files:
-        print(f"{path}: {attempt(path.read_bytes(), checkpoint)}")
-    if not options.files:
-        findings = fuzz(checkpoint, options.runs, options.seed, minutes=options.minutes, keep=options.keep)
-        for outcome, count in findings.outcomes.most_common():
-            print(f"{count:8d}  {outcome}")
-        print(f"{findings.runs} files, slowest {findings.slowest:.2f} s, peak memory +{findings.growth >> 20} MiB")
+    fuzzing.command(__doc__, lambda data: attempt(data, checkpoint), partial(fuzz, checkpoint), 5000)
 
 
 def tiny_model() -> Checkpoint:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 from example import CHUNKS, HEADER, PAYLOAD
-from fuzz_container import fuzz, reseal
+from fuzz_container import fuzz
+from fuzzing import reseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -244,6 +245,7 @@ def test_other_values_that_do_not_fit_are_not_packed():
 
 
 def test_a_short_fuzzing_run_finds_nothing():
-    outcomes = fuzz(runs=1500, seed=1)
-    assert sum(outcomes.values()) == 1500
-    assert set(outcomes) == {"NotCDCError", "UnsupportedVersionError", "TruncatedError", "CorruptError", "read"}
+    findings = fuzz(runs=1500, seed=1)
+    assert findings.runs == sum(findings.outcomes.values()) == 1500
+    names = {"NotCDCError", "UnsupportedVersionError", "TruncatedError", "CorruptError", "read"}
+    assert findings.outcomes.keys() == names

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fuzz_container
 import fuzz_decode
+import fuzzing
 import numpy as np
 import pytest
 
@@ -53,9 +54,19 @@ def test_mutated_and_forged_files(tiny, tmp_path, monkeypatch):
     assert len(findings.outcomes) >= 10
 
 
+def test_what_takes_long_or_raises_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fuzzing, "MAX_SECONDS", -1.0)
+    with pytest.raises(RuntimeError, match=r"0\.0 s, 0 MiB"):
+        fuzzing.fuzz(lambda: b"slow", lambda data: "read", 5)
+    with pytest.raises(KeyError):
+        fuzzing.fuzz(lambda: b"raises", lambda data: str({}[data]), 5)
+    assert Path("crash-0.cdc").read_bytes() == b"raises"
+
+
 def test_mutated_files_through_the_parser(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outcomes = fuzz_container.fuzz(3000, 7)
+    outcomes = fuzz_container.fuzz(3000, 7).outcomes
     assert set(outcomes) >= {"read", "CorruptError", "TruncatedError", "NotCDCError", "UnsupportedVersionError"}
 
 
@@ -68,10 +79,7 @@ def test_five_thousand_files_through_the_decoder(tiny, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_hundred_thousand_files_through_the_parser(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before, started = fuzz_decode.peak_memory(), time.monotonic()
-    assert sum(fuzz_container.fuzz(200_000, 11).values()) == 200_000
-    assert fuzz_decode.peak_memory() - before < 1 << 30
-    assert time.monotonic() - started < 200_000 * 2
+    assert fuzz_container.fuzz(200_000, 11).runs == 200_000
 
 
 def test_every_byte_changed_behind_a_fitting_check(tiny, photograph):
@@ -80,7 +88,7 @@ def test_every_byte_changed_behind_a_fitting_check(tiny, photograph):
     painted = 0
     for at in range(len(data)):
         changed = bytes([*data[:at], data[at] ^ (1 << random_.randrange(8)), *data[at + 1 :]])
-        outcome = fuzz_decode.attempt(fuzz_container.reseal(changed), tiny)
+        outcome = fuzz_decode.attempt(fuzzing.reseal(changed), tiny)
         painted += outcome == "painted"
         assert outcome != "painted" or 12 <= at < 20 or 24 <= at < 61, f"byte {at} may not change unnoticed"
     assert painted < 40
@@ -89,7 +97,7 @@ def test_every_byte_changed_behind_a_fitting_check(tiny, photograph):
 def test_cut_at_every_length(tiny, photograph):
     data = codec.encode(photograph[:20, :20], tiny, 0.0256, {"xmp": b"<x/>"})
     for length in range(len(data)):
-        for cut in (data[:length], fuzz_container.reseal(data[:length]) if length >= 28 else b""):
+        for cut in (data[:length], fuzzing.reseal(data[:length]) if length >= 28 else b""):
             with pytest.raises(CdcodecError):
                 codec.decode(cut, tiny, steps=0)
 
@@ -134,9 +142,9 @@ def test_chunks_that_unpack_to_much(tiny, photograph):
     pixels = photograph[:16, :16]
     random_ = random.Random(1)
     origin = json.dumps({"mode": "LA", "depth": 8}).encode()
-    before = fuzz_decode.peak_memory()
+    before = fuzzing.peak_memory()
     for _ in range(40):
         data = codec.encode(pixels, tiny, 0.0768, {"alpha": fuzz_decode.bomb(random_), "origin": origin})
         outcome = fuzz_decode.attempt(data, tiny)
         assert outcome == "painted" or outcome.startswith("CorruptError: the alpha plane"), outcome
-    assert fuzz_decode.peak_memory() - before < 100 << 20
+    assert fuzzing.peak_memory() - before < 100 << 20

@@ -78,7 +78,8 @@ def write(symbols: Symbols, tables: Tables) -> bytes:
     _encode(encoder, symbols.z.ravel(), _z_sizes(symbols.z.shape), tables.z_models)
     order = _y_order(symbols.index)
     _encode(encoder, symbols.y.ravel()[order], _y_sizes(symbols.index), tables.y_models)
-    return encoder.get_compressed().astype("<u4").tobytes()
+    words: NDArray[np.uint32] = encoder.get_compressed()
+    return words.astype("<u4").tobytes()
 
 
 class Reader:
@@ -195,6 +196,7 @@ def _decode(decoder: Any, sizes: NDArray[np.int64], models: Models) -> NDArray[n
 def _take(decoder: Any, model: Any, count: int) -> NDArray[np.int32]:
     """`count` entries under one model; constriction refuses impossible bits with a bare AssertionError."""
     try:
-        return decoder.decode(model, count)
+        entries: NDArray[np.int32] = decoder.decode(model, count)
     except (AssertionError, KeyError, ValueError):
         raise CorruptError(_DAMAGED) from None
+    return entries

@@ -142,7 +142,7 @@ def _chunk_names(flags: int) -> list[str]:
 def _float32(value: float) -> float:
     """value rounded to float32; infinite if that overflows."""
     try:
-        return struct.unpack("<f", struct.pack("<f", value))[0]
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         return math.inf
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ class TableSet:
         return int(self.counts.shape[0])
 
     def entries(
-        self, symbols: NDArray[np.integer], rows: NDArray[np.integer] | int
+        self, symbols: NDArray[np.integer[Any]], rows: NDArray[np.integer[Any]] | int
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Which entry of table `rows` (one, or one for each symbol) each symbol is, int32, and whether it escapes."""
         escape = self.length[rows] - 1
@@ -125,7 +126,7 @@ def quantise_pmf(pmf: NDArray[np.float64], tail: float) -> NDArray[np.int32]:
         if np.array_equal(rarer, rare):
             break
         rare = rarer
-    counts = np.maximum(np.floor(share), 1).astype(np.int64)
+    counts: NDArray[np.int64] = np.maximum(np.floor(share), 1).astype(np.int64)
     missing = _TOTAL - int(counts.sum())
     counts[np.argsort(-_gain(p, counts), kind="stable")[:missing]] += 1
     while True:
@@ -156,7 +157,7 @@ def tables_from_pmfs(pmfs: Sequence[tuple[int, NDArray[np.float64]]]) -> TableSe
     return _stack([_trimmed_table(first, np.asarray(pmf, dtype=np.float64)) for first, pmf in pmfs])
 
 
-def ideal_bits(symbols: NDArray[np.integer], rows: NDArray[np.integer], tables: TableSet) -> float:
+def ideal_bits(symbols: NDArray[np.integer[Any]], rows: NDArray[np.integer[Any]], tables: TableSet) -> float:
     """Information content in bits of integer `symbols` under table `rows` (broadcast to them), escapes' raw bits
     included: what a perfect coder would need with these very tables."""
     entries, escaped = tables.entries(symbols, np.broadcast_to(rows, symbols.shape))
@@ -166,7 +167,8 @@ def ideal_bits(symbols: NDArray[np.integer], rows: NDArray[np.integer], tables: 
 
 def _gain(p: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Nats saved per symbol by one more count."""
-    return p * np.log1p(1 / counts)
+    gain: NDArray[np.float64] = p * np.log1p(1 / counts)
+    return gain
 
 
 def _loss(p: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -274,7 +274,7 @@ class Watch:
     def __enter__(self) -> Watch:
         try:
             Path("/proc/self/clear_refs").write_text("5")
-            self._resident = _memory("VmRSS")
+            self._resident = memory("VmRSS")
         except OSError:
             self._resident = None
         if torch.cuda.is_initialized():
@@ -287,14 +287,17 @@ class Watch:
             torch.cuda.synchronize()
             self.gpu_mb = round(torch.cuda.max_memory_allocated() / 1e6, 1)
         self.seconds = time.perf_counter() - self._begin
-        peak = None if self._resident is None else _memory("VmHWM")
+        peak = None if self._resident is None else memory("VmHWM")
         if peak is not None and self._resident is not None:
             self.peak_mb = round(max(0.0, peak - self._resident), 1)
 
 
-def _memory(field: str) -> float | None:
+def memory(field: str) -> float | None:
     """VmRSS or VmHWM of this process in 10^6 bytes; None where the system does not tell."""
-    parts = Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()
+    try:
+        parts = Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()
+    except OSError:
+        return None
     return int(parts[0]) * 1024 / 1e6 if parts else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from cdcodec import files
 from cdcodec.lab.objective import Phase
 
 
@@ -18,6 +20,7 @@ class RunLog:
 
     def __init__(self, run: Path, steps: int, done: int, quiet: bool) -> None:
         self.path = run / "log.jsonl"
+        _mend(self.path, done)
         self._file = self.path.open("a", encoding="utf-8")
         self._last, self._at = done, time.monotonic()
         self._quiet = quiet
@@ -56,6 +59,22 @@ class RunLog:
         self._file.close()
 
 
+def _mend(log: Path, done: int) -> None:
+    """Take out what a killed run left behind its saved state: a torn line, and steps that come again."""
+    before = log.read_bytes() if log.exists() else b""
+    lines = (line for line in before.splitlines(keepends=True) if _is_whole(line))
+    after = b"".join(line for line in lines if json.loads(line).get("step", 0) <= done)
+    if after != before:
+        files.write(str(log), after, force=True)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
 def draw_curves(log: Path) -> None:
     """curves.png beside a log.jsonl: loss over steps, and rate against PSNR of each validation."""
     import matplotlib
@@ -82,5 +101,7 @@ def draw_curves(log: Path) -> None:
     if checks:
         right.legend()
     figure.tight_layout()
-    figure.savefig(log.parent / "curves.png", dpi=80)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80)
     plt.close(figure)
+    files.write(str(log.parent / "curves.png"), drawn.getvalue(), force=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cdcodec import __version__, weights
+from cdcodec import __version__, files, weights
 from cdcodec.errors import CdcodecError, WeightsError
 from cdcodec.lab import metrics
 from cdcodec.lab.codecs import PEERS, Codec, External, Own, Setting
@@ -178,7 +178,7 @@ def record(request: Request, prepared: Prepared, command: str) -> dict[str, Any]
 
 
 def write_record(path: Path, facts: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write(str(path), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(), force=True)
 
 
 def _commit() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cdcodec import files
 from cdcodec.lab.metrics import MEASURES
 from cdcodec.lab.results import Result
 from cdcodec.lab.summary import OWN_CURVES
@@ -124,8 +126,10 @@ class _Figure:
             self.axes[0].legend(fontsize=8, handlelength=4)
         self.figure.suptitle(title, fontsize=11)
         self.figure.tight_layout()
-        self.figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        self.figure.savefig(folder / f"{name}.png", dpi=110)
+        for suffix, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 110})):
+            drawn = io.BytesIO()
+            self.figure.savefig(drawn, format=suffix, **options)
+            files.write(str(folder / f"{name}.{suffix}"), drawn.getvalue(), force=True)
         return Drawn(name, title)
 
 

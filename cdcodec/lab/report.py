@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from cdcodec import files
 from cdcodec.lab import pictures, plots, summary
 from cdcodec.lab.evaluate import Outcome, Plan
 from cdcodec.lab.metrics import MEASURES, OF_SETS, Judge
@@ -52,9 +53,9 @@ def write(plan: Plan, outcome: Outcome, record: Mapping[str, Any], wishes: Wishe
         "plots": _embed(drawn, out / "plots", "svg"),
         "strips": _embed(strips, out / "plots", "png"),
     }
-    (out / "index.html").write_text(render(page), encoding="utf-8")
+    files.write(str(out / "index.html"), render(page).encode(), force=True)
     text = summary.table(equals)
-    (out / "equal-bpp.txt").write_text(text, encoding="utf-8")
+    files.write(str(out / "equal-bpp.txt"), text.encode(), force=True)
     return text
 
 

@@ -7,6 +7,7 @@ given. Between the rungs, values are interpolated by piecewise cubics (PCHIP), i
 from __future__ import annotations
 
 import csv
+import io
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cdcodec import files
 from cdcodec.errors import CdcodecError
 from cdcodec.lab import fid
 from cdcodec.lab.evaluate import features_path
@@ -219,11 +221,12 @@ def table(equals: Sequence[Equal]) -> str:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows with the same keys; floats with six significant digits, None as an empty cell."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    files.write(str(path), text.getvalue().encode(), force=True)
 
 
 def _cell(row: Equal) -> str:

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cdcodec import files
 from cdcodec.device import pick_device, pick_dtype
 from cdcodec.errors import TrainingError
 from cdcodec.lab import draws
@@ -93,6 +96,7 @@ class Trainer:
             (torch.optim.AdamW(adam, recipe.lr_adam, betas=(0.9, 0.99), weight_decay=0.0), recipe.lr_adam),
         )
         self.step_count = 0
+        self.updating = False  # while True, the state lies between two steps
         self.ramp = True
         self._phase = -1
         self._lpips: nn.Module | None = None
@@ -137,6 +141,7 @@ class Trainer:
         active = [p for p in self.parameters if p.grad is not None]
         self.world.average([p.grad for p in active if p.grad is not None])
         metrics["gradient"] = nn.utils.clip_grad_norm_(active, self.recipe.clip)
+        self.updating = True
         for optimiser, peak in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = peak * self.recipe.rate_at(self.step_count)
@@ -144,6 +149,7 @@ class Trainer:
         self.step_count += 1
         decay = min(self.recipe.ema, (1 + self.step_count) / (10 + self.step_count))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.updating = False
         return metrics
 
     def averaged(self) -> tuple[Networks, RateModel]:
@@ -209,14 +215,19 @@ def load_state(run: Path) -> dict[str, Any]:
 
 
 def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Written beside and renamed: a run that is killed keeps its last whole state."""
+    """Written beside and renamed: a run that is killed, or fills the disk, keeps its last whole state.
+
+    Raises TrainingError.
+    """
     beside = run / (STATE + ".part")
     try:
-        torch.save(state, beside)
+        with beside.open("wb") as file:
+            torch.save(state, file)
         os.replace(beside, run / STATE)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # of a full disk, torch makes a RuntimeError
         beside.unlink(missing_ok=True)
-        raise TrainingError(f"the state of the run cannot be saved: {error}; the last one is kept") from None
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise TrainingError(f"the state of the run cannot be saved, the last one is kept: {reason}") from None
 
 
 def train(
@@ -265,7 +276,7 @@ def train(
     check = Validation(validation, metric_weights, dtype) if validation and world.rank == 0 else None
     log = RunLog(run, recipe.steps, trainer.step_count, quiet) if world.rank == 0 else None
     if log is not None:
-        (run / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1))
+        files.write(str(run / "recipe.json"), json.dumps(recipe.to_dict(), indent=1).encode(), force=True)
         log.note(f"{photographs.count} pictures, {photographs.pixels_total / 1e6:.0f} megapixels, "
                  f"{photographs.skipped} left out; {place}, {dtype}, {world.size} process(es)")
     _loop(
@@ -285,38 +296,61 @@ def _loop(
     save_minutes: float,
     validate_minutes: float,
 ) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # being told to stop saves the state, as Ctrl-C does
     began = saved = validated = time.monotonic()
     sums: dict[str, Tensor] = {}
     summed = 0
 
-    def finish() -> None:
-        if log is not None:
+    def save() -> None:
+        if log is not None and not trainer.updating:
             save_state(run, trainer.state())
 
+    with _interruptible(trainer) as leave_if_told:
+        try:
+            while trainer.step_count < trainer.recipe.steps:
+                for name, value in trainer.step().items():
+                    sums[name] = sums[name] + value if name in sums else value
+                summed += 1
+                leave_if_told()
+                if trainer.step_count % LOG_EVERY == 0:
+                    trainer.world.average(list(sums.values()))
+                    if log is not None:
+                        _, phase = trainer.recipe.phase_at(trainer.step_count - 1)
+                        log.step(trainer.step_count, phase, {k: v.item() / summed for k, v in sums.items()})
+                    sums, summed = {}, 0
+                    now = time.monotonic()
+                    if now - saved > 60 * save_minutes:
+                        save()
+                        saved = time.monotonic()
+                    if check is not None and log is not None and now - validated > 60 * validate_minutes:
+                        log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
+                        validated = time.monotonic()
+                    if minutes is not None and now - began > 60 * minutes and trainer.world.size == 1:
+                        break
+            if check is not None and log is not None:
+                log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
+        finally:
+            save()
+            if log is not None:
+                log.close()
+
+
+@contextmanager
+def _interruptible(trainer: Trainer) -> Iterator[Callable[[], None]]:
+    """Within it Ctrl-C raises KeyboardInterrupt and SIGTERM SystemExit at once, but never while a step updates weights:
+    then the function it gives raises, to be called after each step."""
+    waiting: list[int] = []
+
+    def leave(number: int, _: object = None) -> None:
+        if trainer.updating:
+            waiting.append(number)
+        elif number == signal.SIGTERM:
+            sys.exit(143)
+        else:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while trainer.step_count < trainer.recipe.steps:
-            for name, value in trainer.step().items():
-                sums[name] = sums[name] + value if name in sums else value
-            summed += 1
-            if trainer.step_count % LOG_EVERY == 0:
-                trainer.world.average(list(sums.values()))
-                if log is not None:
-                    _, phase = trainer.recipe.phase_at(trainer.step_count - 1)
-                    log.step(trainer.step_count, phase, {k: v.item() / summed for k, v in sums.items()})
-                sums, summed = {}, 0
-                now = time.monotonic()
-                if now - saved > 60 * save_minutes:
-                    finish()
-                    saved = time.monotonic()
-                if check is not None and log is not None and now - validated > 60 * validate_minutes:
-                    log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
-                    validated = time.monotonic()
-                if minutes is not None and now - began > 60 * minutes and trainer.world.size == 1:
-                    break
-        if check is not None and log is not None:
-            log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
+        yield lambda: leave(waiting[0]) if waiting else None
     finally:
-        finish()
-        if log is not None:
-            log.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)

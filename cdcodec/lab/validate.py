@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cdcodec import files
 from cdcodec.image import read
 from cdcodec.lab.data import find_images
 from cdcodec.lab.metrics import load_lpips
@@ -52,7 +54,9 @@ class Validation:
             strips.extend(shown)
         sheet = torch.cat(strips, dim=2)[0].permute(1, 2, 0)
         pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-        Image.fromarray(pixels).save(run / f"validation-{step:07d}.png")
+        sheet_file = io.BytesIO()
+        Image.fromarray(pixels).save(sheet_file, "PNG")
+        files.write(str(run / f"validation-{step:07d}.png"), sheet_file.getvalue(), force=True)
         return rows
 
     def _measure(

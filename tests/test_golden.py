@@ -1,0 +1,59 @@
+"""The golden files of the shipped weights replay; and the replay sees what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import golden
+import pytest
+
+from cdcodec import weights
+from cdcodec.errors import CdcodecError
+from cdcodec.weights import load_model
+
+
+def of_the_shipped_weights(part: str) -> None:
+    """Skips where the golden files are not those of weights/."""
+    if not (golden.FOLDER / "golden.json").exists():
+        pytest.skip("there are no golden files yet: make vectors makes them")
+    made, shipped = golden.facts(golden.FOLDER)[part], golden.identity(golden.WEIGHTS)[part]
+    if made != shipped:
+        pytest.skip(f"the golden files are of the weights {made[:8]}, weights/ holds {shipped[:8]}: make vectors")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_golden_files_of_the_shipped_weights(precision):
+    of_the_shipped_weights("bitstream")
+    model = load_model(golden.WEIGHTS, device="cpu", precision=precision)
+    golden.replay_symbols(golden.FOLDER, model)
+    of_the_shipped_weights("tensors")
+    golden.replay_pixels(golden.FOLDER, model)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_weights, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden")
+    golden.make(tiny_weights, folder)
+    return folder
+
+
+def test_what_is_made_replays(made, tiny, tiny_weights):
+    golden.replay_symbols(made, tiny)
+    golden.replay_pixels(made, tiny)
+    assert int(golden.facts(made)["bitstream"], 16) == tiny.id == weights.find(tiny_weights).id
+    assert all(path.stat().st_size < 30_000 for path in made.iterdir())
+
+
+def test_other_symbols_or_pixels_are_seen(made, tiny, tmp_path, monkeypatch):
+    known = golden.facts(made)
+    monkeypatch.setattr(golden, "facts", lambda folder: known | {"rmse": -1.0})
+    with pytest.raises(AssertionError, match="astronaut: RMSE"):
+        golden.replay_pixels(made, tiny)
+    wrong = json.loads(json.dumps(known).replace(known["symbol_checks"]["coffee"], "01234567"))
+    monkeypatch.setattr(golden, "facts", lambda folder: wrong)
+    with pytest.raises(AssertionError, match="coffee: other symbols"):
+        golden.replay_symbols(made, tiny)
+    real = type(tiny.model.integer).__call__
+    monkeypatch.setattr(type(tiny.model.integer), "__call__", lambda *a: (real(*a)[0], real(*a)[1] + 1))
+    with pytest.raises(CdcodecError, match="other symbols"):
+        golden.replay_symbols(made, tiny)
