@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import json
 import multiprocessing
 import random
@@ -74,7 +75,9 @@ def program(arguments: list[str], ready: str, limit: int | None = None) -> None:
     if limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.stdout = sys.stderr = Path(f"{ready}.errors").open("w", buffering=1)
+    # A file of errors would come under the limit itself.
+    errors = Path(os.devnull) if limit is not None else Path(f"{ready}.errors")
+    sys.stdout = sys.stderr = errors.open("w", buffering=1)
     Path(ready).touch()
     main(arguments)
 

@@ -38,7 +38,7 @@ ARROWS = {
     "weights": {"bits", "device", "nets"},
     "device": set(),
     "lab": {"__init__", "batch", "bits.tables", "codec", "device", "files", "image", "lab", "nets", "options",
-            "weights"},
+            "target", "weights"},
     "nets": {"nets"},
     "bits": {"bits"},
     "config": set(),
