@@ -40,6 +40,7 @@ class ModelConfig:
     exact_encoder: whether the encoder runs in float32 whatever the precision of the rest.
     rho_min, rho_max: ρ that it can be told; equal where it was trained for one and is not told.
     fraction_bits: f, the means of y are integers in units of 1/2^f.
+    transform: whether a fixed cosine transform lies under encoder and context decoder (nets/transform.py).
     shares: the preset beside it whose weights hold all but the denoiser, or "" where a model is whole.
     steps, gamma, rho: what decoding does by default.
     """
@@ -51,7 +52,7 @@ class ModelConfig:
     padding: int = 16
     analysis_widths: tuple[int, ...] = (96, 160, 256)
     analysis_depth: int = 2
-    latent: int = 192
+    latent: int = 160
     hyper: int = 96
     hyper_widths: tuple[int, ...] = (192, 160)
     hyper_slope: float = 0.0
@@ -70,6 +71,7 @@ class ModelConfig:
     rho_min: float = 0.0
     rho_max: float = 0.9
     fraction_bits: int = 8
+    transform: bool = False
     shares: str = ""
     steps: int = 17
     gamma: float = 0.0
@@ -148,6 +150,7 @@ PAPER_EPS = dataclasses.replace(
 
 PRESETS: dict[str, ModelConfig] = {
     "compact-x": ModelConfig(steps=1),
+    "compact-dct": ModelConfig(preset="compact-dct", transform=True, latent=192, steps=1),
     "compact-eps": ModelConfig(
         preset="compact-eps", parametrisation="eps", shares="compact-x", rho_max=0.0, steps=65, gamma=1.0, rho=0.0
     ),
@@ -155,6 +158,7 @@ PRESETS: dict[str, ModelConfig] = {
     "paper-eps": PAPER_EPS,
     "tiny-x": ModelConfig(
         preset="tiny-x",
+        transform=True,
         analysis_widths=(16, 16, 24),
         analysis_depth=1,
         latent=16,
@@ -166,6 +170,7 @@ PRESETS: dict[str, ModelConfig] = {
         embedding=16,
     ),
 }
-"""Named architectures. compact-eps is another denoiser for the files of compact-x.
+"""Named architectures. compact-eps is another denoiser for the files of compact-x; compact-dct has no weights that
+ship yet (docs/training-log.md).
 
 tiny-x is for tests and for trying the training out."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cdcodec.config import ModelConfig
 from cdcodec.nets.layers import Block, Linear, Upsample, conv3, fourier, norm
 
-NOISE_FEATURES, RHO_FEATURES = 6, 4
+NOISE_FEATURES = 6
 LOG_SIGMA_RANGE = (-6.0, 3.0)
 """log σ is told to the network clamped to this range: outside of it more or less noise changes nothing."""
 
@@ -37,8 +37,8 @@ class UNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths, context, e = config.unet_widths, config.analysis_widths, config.embedding
-        self.unshuffle, self.rho_max = config.unshuffle, config.rho_max
-        self.embed_in = Linear(2 * (NOISE_FEATURES + RHO_FEATURES) + config.condition, e)
+        self.unshuffle = config.unshuffle
+        self.embed_in = Linear(2 * NOISE_FEATURES + config.condition + 1, e)
         self.embed_out = Linear(e, e)
         self.stem = conv3(3 * self.unshuffle**2, widths[0])
         depth = range(config.unet_depth)
@@ -57,9 +57,7 @@ class UNet(nn.Module):
         """σ (B,) > 0 or inf, λ's vector (B, K), ρ (B,) → embedding (B, E) float32."""
         low, high = LOG_SIGMA_RANGE
         u = (sigma.clamp(math.exp(low), math.exp(high)).log() - low) / (high - low) * 2 - 1
-        # ρ as strongly as σ: told as one plain number, squared error and LPIPS cancel before it is ever listened to.
-        realism = fourier(2 * rho / (self.rho_max or 1) - 1, RHO_FEATURES)
-        features = torch.cat((fourier(u, NOISE_FEATURES), condition, realism), dim=1)
+        features = torch.cat((fourier(u, NOISE_FEATURES), condition, rho[:, None]), dim=1)
         return F.silu(self.embed_out(F.silu(self.embed_in(features))))
 
     def contributions(self, pyramid: list[Tensor]) -> list[list[Tensor]]:
