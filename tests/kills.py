@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -57,7 +57,7 @@ batch = 8
 SAVE_EVERY = 2
 
 
-def program(arguments: list[str], ready: str, limit: int | None = None) -> None:
+def program(arguments: list[str], ready: str, limit: int | None = None, heard: bool = True) -> None:
     """Body of a process to be killed: runs the command, having written the file `ready` when all is imported.
 
     limit: largest size in bytes that a file may grow to.
@@ -75,8 +75,7 @@ def program(arguments: list[str], ready: str, limit: int | None = None) -> None:
     if limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    # A file of errors would come under the limit itself.
-    errors = Path(os.devnull) if limit is not None else Path(f"{ready}.errors")
+    errors = Path(f"{ready}.errors") if heard else Path(os.devnull)
     sys.stdout = sys.stderr = errors.open("w", buffering=1)
     Path(ready).touch()
     main(arguments)
@@ -89,10 +88,10 @@ def server() -> Any:
     return context
 
 
-def start(context: Any, words: list[str], ready: Path, limit: int | None = None) -> Any:
-    """A process that runs the command, and has come to its beginning."""
+def start(context: Any, words: list[str], ready: Path, limit: int | None = None, heard: bool = True) -> Any:
+    """A process that runs the command, and has come to its beginning; unless `heard`, its errors go nowhere."""
     ready.unlink(missing_ok=True)
-    process = context.Process(target=program, args=(words, str(ready), limit))
+    process = context.Process(target=program, args=(words, str(ready), limit, heard))
     process.start()
     deadline = time.monotonic() + 60
     while not ready.exists() and process.is_alive() and time.monotonic() < deadline:

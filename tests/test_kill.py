@@ -51,7 +51,7 @@ def test_no_file_may_grow(verb, processes, desk, tmp_path):
     """RLIMIT_FSIZE acts as a full disk: what is small enough is written, of the others nothing is left."""
     victim, out = kills.Coding(verb, desk, tmp_path / "out"), tmp_path / "out"
     sizes = sorted(len(data) for data in victim.right.values())
-    process = kills.start(processes, victim.words, tmp_path / "ready", limit=sizes[5])
+    process = kills.start(processes, victim.words, tmp_path / "ready", limit=sizes[5], heard=False)
     process.join(60)
     assert process.exitcode == 1
     found = {path.name: path.read_bytes() for path in out.iterdir()}

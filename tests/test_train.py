@@ -221,14 +221,14 @@ def test_recipes_that_are_wrong_are_explained(tmp_path: Path, text: str, complai
 
 
 def test_the_recipes_that_come_with_cdcodec_are_sound() -> None:
-    for name in ("compact-x", "compact-eps", "smoke"):
+    for name in ("compact-x", "compact-dct", "compact-eps", "smoke"):
         recipe = load_recipe(name)
         assert parse_recipe(recipe.to_dict(), name) == recipe
         assert recipe.rate_at(0) < recipe.rate_at(recipe.warmup) == 1
         ends = np.cumsum([phase.steps for phase in recipe.phases])
         assert all(recipe.rate_at(end - 1) <= 0.04 for end in ends)
         assert all(recipe.rate_at(end + recipe.warmup) == recipe.phase_at(end)[1].rate for end in ends[:-1])
-    with pytest.raises(TrainingError, match="one of compact-eps, compact-x, smoke"):
+    with pytest.raises(TrainingError, match="one of compact-dct, compact-eps, compact-x, smoke"):
         load_recipe("nothing")
 
 
