@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdcodec import errors
+from cdcodec.bits.container import MAX_PIXELS
 from cdcodec.config import DEFAULT_LAMBDA
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ def encode(
 
     from cdcodec.codec import encode as encode_pixels
     from cdcodec.image import from_array, from_pil
+    from cdcodec.weights import find, find_weights
 
     picture = from_pil(image, strip=strip) if isinstance(image, PILImage) else from_array(image)
-    return encode_pixels(picture.pixels, model or _shipped(None), lam, picture.chunks)
+    return encode_pixels(picture.pixels, model or _shipped(find(find_weights()).id), lam, picture.chunks)
 
 
 def decode(
@@ -60,27 +62,29 @@ def decode(
     seed: int = 0,
     rho: float | None = None,
     model: Checkpoint | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image:
     """Paint the picture of a .cdc file: a PIL image of the original's mode, with its metadata in `.info`.
 
     steps: of the diffusion; 0 is the light head alone. gamma: strength of the noise it starts from; 0 is
     deterministic, 0.8 gives texture. rho: 0 for fidelity to 0.9 for looks. None: the checkpoint's own default.
-    The same seed gives the same picture. Raises BitstreamError, WeightsError.
+    The same seed gives the same picture. max_pixels: larger pictures are refused. Raises BitstreamError, WeightsError,
+    SettingError.
     """
     from cdcodec.codec import decode as decode_pixels
     from cdcodec.image import to_pil
 
     if model is None:
-        model = _shipped(read_header(data).checkpoint)
-    pixels, chunks = decode_pixels(data, model, steps=steps, gamma=gamma, seed=seed, rho=rho)
+        model = _shipped(read_header(data, max_pixels).checkpoint)
+    pixels, chunks = decode_pixels(data, model, steps=steps, gamma=gamma, seed=seed, rho=rho, max_pixels=max_pixels)
     return to_pil(pixels, chunks)
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """What the first 28 bytes of a .cdc file say: λ, width, height, checkpoint. Raises BitstreamError."""
     from cdcodec.bits.container import read_header as read
 
-    return read(data)
+    return read(data, max_pixels)
 
 
 def load_model(root: str | Path | None = None, **options: Any) -> Checkpoint:
@@ -91,5 +95,5 @@ def load_model(root: str | Path | None = None, **options: Any) -> Checkpoint:
 
 
 @lru_cache(maxsize=2)
-def _shipped(checkpoint: int | None) -> Checkpoint:
+def _shipped(checkpoint: int) -> Checkpoint:
     return load_model(checkpoint=checkpoint)

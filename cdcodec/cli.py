@@ -165,7 +165,7 @@ def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path |
     from cdcodec import examine
     from cdcodec import weights as store
 
-    load = cache(lambda: store.load_model(weights, device="cpu"))
+    load = lru_cache(maxsize=2)(lambda checkpoint: store.load_model(weights, checkpoint=checkpoint, device="cpu"))
 
     def check(path: str) -> None:
         examine.verify(path, load, max_pixels)
@@ -201,7 +201,8 @@ def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: P
         if not resume and (run / trainer.STATE).exists():
             raise TrainingError(f"{run} holds a training run already; --resume continues it")
         chosen = None if resume else recipes.load_recipe(recipe or "compact-x")
-        tensors = store.load_tensors(start, preset=chosen.preset)[0] if chosen and start else None
+        whole = chosen and (chosen.model.shares or chosen.preset)
+        tensors = store.load_tensors(start, preset=whole)[0] if whole and start else None
         trainer.train(images, run, chosen, start=tensors, **options)
 
 
@@ -256,7 +257,13 @@ def _lpips(folder: Path | None, device: str) -> Callable[[Any, Any], float]:
         for reason in reasons.values():
             raise WeightsError(reason)
         judge = metrics.Judge(["lpips-alex"], folder, pick_device(device).type)
-    return lambda original, decoded: judge(original, decoded)["lpips-alex"] or 0.0
+
+    def measure(original: Any, decoded: Any) -> float:
+        value = judge(original, decoded)["lpips-alex"]
+        assert value is not None, "only measures of whole sets are None for one picture"
+        return value
+
+    return measure
 
 
 def _plan(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cdcodec.bits import coder, container
 from cdcodec.bits.container import MAX_PIXELS, Header
-from cdcodec.errors import BitstreamError, CorruptError, ImageError, SymbolMismatchError
+from cdcodec.errors import CorruptError, ImageError, SettingError, SymbolMismatchError
 from cdcodec.image import pad
 from cdcodec.nets.model import Progress
 from cdcodec.symbols import Symbols
@@ -59,7 +59,7 @@ def decode(
 
     steps: denoising steps, 0 for the light head alone. gamma ≥ 0: noise the decoding starts from, 0 for none.
     rho in [0, 0.9]: 0 for the smallest error, more for realism. None takes the checkpoint's default. The same seed
-    gives the same picture. Raises BitstreamError, WeightsError, ValueError for arguments out of range.
+    gives the same picture. Raises BitstreamError, WeightsError, SettingError.
     """
     config = checkpoint.model.config
     steps, gamma, rho = (
@@ -69,7 +69,7 @@ def decode(
     )
     low, high = config.rho_min, config.rho_max
     if steps < 0 or not 0 <= gamma < math.inf or not low <= rho <= high or not 0 <= seed < 2**32:
-        raise ValueError(f"decode needs steps ≥ 0, γ ≥ 0, {low:g} ≤ ρ ≤ {high:g} and 0 ≤ seed < 2^32")
+        raise SettingError(f"decode needs steps ≥ 0, γ ≥ 0, {low:g} ≤ ρ ≤ {high:g} and 0 ≤ seed < 2^32")
     header, chunks, symbols = read_symbols(data, checkpoint, max_pixels)
     latent = symbols.latent(config.fraction_bits)
     pixels = checkpoint.model.synthesise(
@@ -103,4 +103,4 @@ def read_symbols(
     return header, chunks, symbols
 
 
-__all__ = ["BitstreamError", "decode", "encode", "read_symbols"]
+__all__ = ["decode", "encode", "read_symbols"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 LADDER = (0.0024, 0.0032, 0.0048, 0.0064, 0.0128, 0.0256, 0.0512, 0.0768)
@@ -40,7 +42,6 @@ class ModelConfig:
     exact_encoder: whether the encoder runs in float32 whatever the precision of the rest.
     rho_min, rho_max: ρ that it can be told; equal where it was trained for one and is not told.
     fraction_bits: f, the means of y are integers in units of 1/2^f.
-    transform: whether a fixed cosine transform lies under encoder and context decoder (nets/transform.py).
     shares: the preset beside it whose weights hold all but the denoiser, or "" where a model is whole.
     steps, gamma, rho: what decoding does by default.
     """
@@ -52,7 +53,7 @@ class ModelConfig:
     padding: int = 16
     analysis_widths: tuple[int, ...] = (96, 160, 256)
     analysis_depth: int = 2
-    latent: int = 160
+    latent: int = 192
     hyper: int = 96
     hyper_widths: tuple[int, ...] = (192, 160)
     hyper_slope: float = 0.0
@@ -71,18 +72,40 @@ class ModelConfig:
     rho_min: float = 0.0
     rho_max: float = 0.9
     fraction_bits: int = 8
-    transform: bool = False
     shares: str = ""
     steps: int = 17
     gamma: float = 0.0
     rho: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what no network can be built of: checkpoints may come from anyone."""
+        widths = (*self.analysis_widths, *self.unet_widths, *self.hyper_widths, self.latent, self.hyper)
+        sound = {
+            "blocks": self.blocks in ("compact", "paper"),
+            "parametrisation": self.parametrisation in ("x", "eps"),
+            "schedule": self.schedule in ("sigma", "cosine", "linear"),
+            "hyper_scale": self.hyper_scale in ("log", "linear"),
+            "ladder": bool(self.ladder) and all(0 < a < b for a, b in pairwise((*self.ladder, math.inf))),
+            "stride": 1 <= self.unshuffle <= self.stride <= self.padding <= 1024 and self.padding % self.stride == 0,
+            "widths": all(isinstance(width, int) and 1 <= width <= 2048 for width in widths),
+            "levels": 1 <= len(self.analysis_widths) <= 8 and 1 <= len(self.unet_widths) <= 8,
+            "hyper_widths": len(self.hyper_widths) == 2,
+            "depth": 1 <= self.analysis_depth <= 16 and 1 <= self.unet_depth <= 16,
+            "conditioning": max(self.condition, self.embedding, self.context) <= 2048 and 0 <= self.timesteps < 2**20,
+            "rho": 0 <= self.rho_min <= self.rho <= self.rho_max <= 1,
+            "fraction_bits": 0 <= self.fraction_bits <= 15,
+            "steps": self.steps >= 0 and 0 <= self.gamma < math.inf,
+        }
+        wrong = ", ".join(name for name, right in sound.items() if not right)
+        if wrong:
+            raise ValueError(f"ModelConfig: {wrong} out of range")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Raises ValueError on anything but exactly the known fields with values of the right kind."""
+        """Raises ValueError on unknown fields, on values of the wrong kind and on those out of range."""
         config: ModelConfig = from_dict(cls, json.loads(text))
         return config
 
@@ -102,7 +125,9 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
             value = tuple(value)
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if default is not dataclasses.MISSING and type(value) is not type(default):
+        kinds = {type(part) for part in default} if isinstance(default, tuple) and default else set()
+        alike = not kinds or (isinstance(value, tuple) and {type(part) for part in value} <= kinds)
+        if default is not dataclasses.MISSING and (type(value) is not type(default) or not alike):
             raise ValueError(f"{cls.__name__}.{name}: expected {type(default).__name__}, got {value!r}")
         checked[name] = value
     return cls(**checked)
@@ -150,7 +175,6 @@ PAPER_EPS = dataclasses.replace(
 
 PRESETS: dict[str, ModelConfig] = {
     "compact-x": ModelConfig(steps=1),
-    "compact-dct": ModelConfig(preset="compact-dct", transform=True, latent=192, steps=1),
     "compact-eps": ModelConfig(
         preset="compact-eps", parametrisation="eps", shares="compact-x", rho_max=0.0, steps=65, gamma=1.0, rho=0.0
     ),
@@ -158,7 +182,6 @@ PRESETS: dict[str, ModelConfig] = {
     "paper-eps": PAPER_EPS,
     "tiny-x": ModelConfig(
         preset="tiny-x",
-        transform=True,
         analysis_widths=(16, 16, 24),
         analysis_depth=1,
         latent=16,
@@ -170,7 +193,5 @@ PRESETS: dict[str, ModelConfig] = {
         embedding=16,
     ),
 }
-"""Named architectures. compact-eps is another denoiser for the files of compact-x; compact-dct has no weights that
-ship yet (docs/training-log.md).
-
-tiny-x is for tests and for trying the training out."""
+"""Named architectures. compact-eps is another denoiser for the files of compact-x; tiny-x is for tests and for trying
+the training out."""

@@ -35,6 +35,10 @@ class WeightsError(CdcodecError):
     """A checkpoint is missing, damaged, of another kind, or does not offer what was asked for."""
 
 
+class SettingError(CdcodecError, ValueError):
+    """Steps, γ, ρ or a seed out of range, or one that these weights do not offer."""
+
+
 class ImageError(CdcodecError):
     """A picture cannot be read, is too large, or cannot be written as asked."""
 

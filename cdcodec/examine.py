@@ -31,13 +31,16 @@ def facts(path: str) -> dict[str, Any]:
     }
 
 
-def verify(path: str, load: Callable[[], Checkpoint], max_pixels: int) -> None:
-    """Check a file down to its last symbol, and what lies beside the picture. CdcodecError says what is wrong."""
+def verify(path: str, load: Callable[[int], Checkpoint], max_pixels: int) -> None:
+    """Check a file down to its last symbol, and what lies beside the picture. CdcodecError says what is wrong.
+
+    load: the weights of a checkpoint id.
+    """
     import numpy as np
 
     from cdcodec import codec, image
 
     data = files.read(path)
-    container.unpack(data, max_pixels)
-    header, chunks, _ = codec.read_symbols(data, load(), max_pixels)
+    header, chunks, _ = container.unpack(data, max_pixels)
+    codec.read_symbols(data, load(header.checkpoint), max_pixels)
     image.to_pil(np.zeros((header.height, header.width, 3), np.uint8), chunks)

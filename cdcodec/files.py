@@ -62,8 +62,10 @@ def plan(
 def prepare(jobs: Sequence[Job], *, create: bool) -> None:
     """Make sure that the folders of all targets exist and can be written to; `create` makes missing ones.
 
-    Raises OutputError.
+    Raises OutputError, also where standard output is asked for and is a terminal.
     """
+    if any(job.target == STANDARD for job in jobs):
+        _refuse_terminal()
     for folder in dict.fromkeys(os.path.dirname(job.target) or os.curdir for job in jobs if job.target != STANDARD):
         if create:
             try:
@@ -106,8 +108,7 @@ def write(target: str, data: bytes, *, force: bool) -> None:
     Raises OutputError; BrokenPipeError when nobody reads standard output any more.
     """
     if target == STANDARD:
-        if sys.stdout.isatty():
-            raise OutputError("standard output is a terminal; name a file, or pipe it on")
+        _refuse_terminal()
         rest = memoryview(data)
         while rest:  # unbuffered (python -u), it takes only as much as fits the pipe
             rest = rest[sys.stdout.buffer.write(rest) :]
@@ -200,20 +201,22 @@ def _without_collisions(jobs: list[Job]) -> list[Job]:
     return list(taken.values())
 
 
+def _refuse_terminal() -> None:
+    if sys.stdout.isatty():
+        raise OutputError("standard output is a terminal; name a file, or pipe it on")
+
+
 def _rename_to_new(temporary: str, target: str) -> None:
-    """Rename without replacing. Raises FileExistsError."""
+    """Rename without replacing (but for a file that appears at that very moment, where there are no hard links). Raises
+    FileExistsError."""
     try:
         os.link(temporary, target)
     except FileExistsError:
         raise
     except (OSError, AttributeError, NotImplementedError):  # a file system without hard links
-        with open(target, "xb"):
-            pass
-        try:
-            os.replace(temporary, target)
-        except BaseException:
-            _remove_if_there(target)
-            raise
+        if os.path.lexists(target):
+            raise FileExistsError from None
+        os.replace(temporary, target)
 
 
 def _remove_if_there(path: str) -> None:

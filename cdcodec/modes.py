@@ -32,6 +32,10 @@ def simplify(image: Image.Image, raw: str, profile: bytes | None) -> tuple[Image
     mode = image.mode
     depth = 16 if mode.startswith("I;16") or re.search(r";16|\b65535\b", raw) else 8
     notes = ["16 bits per channel are coded at 8"] if depth == 16 else []
+    if depth == 16 and "transparency" in image.info:  # a colour of 16 bits, which the 8-bit pixels no longer tell
+        image = image.copy()
+        del image.info["transparency"]
+        notes.append("the transparent colour of a 16-bit picture is dropped")
     if mode == "F" or mode.startswith("I"):
         grey, note = _scale_grey(image, depth)
         return grey, depth, True, notes + note

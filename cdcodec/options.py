@@ -188,21 +188,21 @@ painting_options = together(
         "--steps",
         metavar="N",
         type=click.IntRange(min=0),
-        help="Steps of the diffusion; 0 is a fast preview. [default: 17 unless the checkpoint says otherwise]",
+        help="Steps of the diffusion; 0 is a fast preview. [default: the checkpoint's own, see cdcodec weights list]",
     ),
     click.option(
         "--gamma",
         metavar="FLOAT",
         type=click.FloatRange(min=0),
         callback=finite,
-        help="Noise to start from; 0.8 gives texture. [default: 0 unless the checkpoint says otherwise]",
+        help="Noise to start from; 0.8 gives texture. [default: the checkpoint's own]",
     ),
     click.option(
         "--rho",
         metavar="FLOAT",
         type=click.FloatRange(0, 0.9),
         callback=finite,
-        help="From 0, fidelity, to 0.9, looks. [default: 0.9 unless the checkpoint says otherwise]",
+        help="From 0, fidelity, to 0.9, looks. [default: the checkpoint's own]",
     ),
 )
 

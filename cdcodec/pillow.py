@@ -109,6 +109,8 @@ def _encoded(image: Image.Image, model: Checkpoint | None) -> bytes:
     wishes = getattr(image, "encoderinfo", {})
     options = {name: wishes[name] for name in ("lam", "strip") if name in wishes}
     replaced = {name: wishes[name] for name in _METADATA if name in wishes}
+    if isinstance(replaced.get("exif"), Image.Exif):
+        replaced["exif"] = replaced["exif"].tobytes()
     if replaced:
         image = image.copy()
         image.info.update(replaced)

@@ -33,6 +33,7 @@ def encode(
     cluster: workers (1), cpus and gpus of each (1, 0); force or skip_existing for outputs that are there already.
     Raises CdcodecError, files.PlanError, WeightsError before any work begins.
     """
+    root = str(weights.find_weights(root).resolve())
     weights.load_model(root, device="cpu").check_lambda(lam)
     make = partial(_encode, root, lam, strip)
     return _run(_plan(source, out, ".cdc", image.readable_extensions(), {".cdc"}), make, **cluster)
@@ -49,7 +50,7 @@ def decode(
     writable = image.writable_extensions()
     if f".{format}" not in writable:
         raise CdcodecError(f"{format} names no picture format that can be written here")
-    make = partial(_decode, root, settings or {})
+    make = partial(_decode, str(weights.find_weights(root).resolve()), settings or {})
     return _run(_plan(source, out, f".{format}", {".cdc"}, writable), make, **cluster)
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from cdcodec.bits.coder import Tables
-    from cdcodec.bits.tables import TableSet
     from cdcodec.nets.model import Model
 
 DEFAULT_PRESET = "compact-x"
@@ -88,12 +87,13 @@ class Checkpoint:
 
     def check_lambda(self, lam: float) -> float:
         """λ as the file will hold it (the shortest decimal of its float32). WeightsError outside of the ladder."""
-        if len(self.ladder) == 1 and lam != self.ladder[0]:
-            raise WeightsError(f"these weights of {self.config.preset} are for λ = {self.ladder[0]:g} alone")
-        if not self.ladder[0] <= lam <= self.ladder[-1]:
-            rungs = ", ".join(f"{rung:g}" for rung in self.ladder)
+        lam, *ladder = (float(str(np.float32(value))) for value in (lam, *self.ladder))
+        if len(ladder) == 1 and lam != ladder[0]:
+            raise WeightsError(f"these weights of {self.config.preset} are for λ = {ladder[0]:g} alone")
+        if not ladder[0] <= lam <= ladder[-1]:
+            rungs = ", ".join(f"{rung:g}" for rung in ladder)
             raise WeightsError(f"λ = {lam:g} lies outside the ladder of {self.config.preset}: {rungs}, or between two")
-        return float(str(np.float32(lam)))
+        return lam
 
     def check_file(self, checkpoint: int) -> None:
         """WeightsError if a file was made for other weights."""
@@ -181,7 +181,7 @@ def find(
         known = ", ".join(sorted({info.preset for info in there})) or "nothing"
         raise WeightsError(f"no checkpoint of {preset} in {root}; there is {known}")
     of_preset = [info for info in of_preset if info.id == checkpoint] or of_preset
-    fitting = [i for i in of_preset if not i.whole or (lam in (None, i.lam) and rho in (None, float(i.rho)))]
+    fitting = [i for i in of_preset if not i.whole or (lam in (None, i.lam) and (rho is None or i.rho == f"{rho:g}"))]
     if len(fitting) == 1 or (fitting and not fitting[0].whole):
         return fitting[0]
     problem = "several fit" if fitting else "none fits"
@@ -289,7 +289,7 @@ def assemble(
             if not floats[name].is_floating_point():
                 raise ValueError(f"{name} holds {floats[name].dtype}, not floating point")
         networks.load_state_dict(own)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise WeightsError(f"the checkpoint of {config.preset} is damaged: {' '.join(lines[:2])}") from None
     place = pick_device(device)
@@ -314,7 +314,7 @@ def load_tensors(
     else:
         folder = chosen.path.parent
         base_hash = file_hash(folder / BASE)
-        rungs = dict(sorted(_read_rung(path, base_hash) for path in folder.glob("lambda-*.safetensors")))
+        rungs = dict(sorted(dict(_read_rung(p, base_hash) for p in folder.glob("lambda-*.safetensors")).items()))
         metadata, tensors = _read_base(folder)
         config = _config(folder / BASE, metadata, list(rungs))
         for name in LADDER_TENSORS:
@@ -341,17 +341,6 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str,
     finally:
         beside.unlink(missing_ok=True)
     return path
-
-
-def table_tensors(z: TableSet, y: TableSet) -> dict[str, torch.Tensor]:
-    """Tables under the names that a checkpoint holds them by."""
-    import torch
-
-    named = {}
-    for which, tables in (("z", z), ("y", y)):
-        parts = {"counts": tables.packed(), "first": tables.first, "length": tables.length}
-        named.update({f"tables.{which}.{part}": torch.from_numpy(values) for part, values in parts.items()})
-    return named
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

@@ -56,3 +56,11 @@ def test_the_licence_is_whole():
 
 def test_the_citation_is_of_this_version():
     assert f"version: {cdcodec.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_limit_of_pixels_can_be_set(photograph, tiny):
+    data = cdcodec.encode(photograph, model=tiny)
+    assert cdcodec.decode(data, model=tiny, steps=0, max_pixels=photograph.size).mode == "RGB"
+    for look in (cdcodec.read_header, lambda *a, **k: cdcodec.decode(*a, model=tiny, **k)):
+        with pytest.raises(cdcodec.errors.CdcodecError, match="over the limit of 9 pixels"):
+            look(data, max_pixels=9)

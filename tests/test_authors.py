@@ -24,7 +24,7 @@ from torch import Tensor
 from cdcodec import codec, weights
 from cdcodec.bits.tables import ideal_bits
 from cdcodec.config import PRESETS, ModelConfig
-from cdcodec.errors import WeightsError
+from cdcodec.errors import SettingError, WeightsError
 from cdcodec.lab import authors as importer
 from cdcodec.nets.diffusion import authors_alpha_bar, authors_grid, ddim
 from cdcodec.nets.networks import Networks
@@ -133,9 +133,9 @@ def test_pictures_of_any_size_come_back(root: Path, preset: str, height: int, wi
     data = codec.encode(authors.picture(height, width), checkpoint, checkpoint.ladder[0])
     pixels, _ = codec.decode(data, checkpoint, steps=1)
     assert pixels.shape == (height, width, 3)
-    with pytest.raises(ValueError, match="1 step or more"):
+    with pytest.raises(SettingError, match="1 step or more"):
         codec.decode(data, checkpoint, steps=0)
-    with pytest.raises(ValueError, match=r"0\.9 ≤ ρ ≤ 0\.9"):
+    with pytest.raises(SettingError, match=r"0\.9 ≤ ρ ≤ 0\.9"):
         codec.decode(data, checkpoint, steps=1, rho=0.0)
 
 

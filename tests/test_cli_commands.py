@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import coded, fails, picture, run, works
+from conftest import write_tiny_weights
 from PIL import Image
 
 import cdcodec
 from cdcodec import files
 from cdcodec.bits import container
 from cdcodec.cli import main
+from cdcodec.config import PRESETS
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 
@@ -78,7 +80,7 @@ def test_help_and_version():
     text = " ".join(works("encode", "--help").text.split())
     assert "A larger lambda means a smaller file" in text
     text = " ".join(works("decode", "-h").text.split())
-    for default in ("17 unless the checkpoint", "0 unless the checkpoint", "0.9 unless the checkpoint"):
+    for default in ("fast preview. [default: the checkpoint's own", "texture. [default: the", "looks. [default: the"):
         assert default in text
 
 
@@ -116,6 +118,15 @@ def test_weights_list(tiny_weights):
     checkpoint = works("info", "x.cdc", "--json").lines[0]["checkpoint"]
     assert {row[4] for row in rows} == {checkpoint}
     assert works("weights", "list", "--weights", tiny_weights).text.splitlines() == lines
+
+
+def test_verify_takes_the_weights_a_file_was_made_with(tiny_weights):
+    """They lie beside others, and are not the ones that encode takes by default."""
+    others = write_tiny_weights(Path("others"), replace(PRESETS["tiny-x"], fraction_bits=7))
+    works("encode", picture("in.png"), "x.cdc", "--weights", others)
+    shutil.copytree(tiny_weights, "both")
+    shutil.copytree(others / "compact-x", "both/second")
+    assert works("verify", "x.cdc", "--weights", "both").text == "x.cdc: sound\n"
 
 
 def test_weights_verify(tiny_weights):

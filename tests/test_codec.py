@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cdcodec import codec
 from cdcodec.bits import container
-from cdcodec.errors import CdcodecError, CorruptError, ImageError, SymbolMismatchError, WeightsError
+from cdcodec.errors import CdcodecError, CorruptError, ImageError, SettingError, SymbolMismatchError, WeightsError
 from cdcodec.weights import Checkpoint, load_model
 
 Pixels = NDArray[np.uint8]
@@ -97,7 +97,7 @@ def test_what_is_no_picture_is_refused(tiny: Checkpoint) -> None:
 def test_settings_out_of_range_are_refused(tiny: Checkpoint, photograph: Pixels) -> None:
     data = codec.encode(photograph, tiny, 0.0128)
     for wrong in ({"steps": -1}, {"gamma": -0.1}, {"gamma": float("nan")}, {"rho": 1.0}, {"seed": -1}):
-        with pytest.raises(ValueError, match="decode needs"):
+        with pytest.raises(SettingError, match="decode needs"):
             codec.decode(data, tiny, **wrong)
 
 

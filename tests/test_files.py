@@ -298,6 +298,8 @@ def test_terminals_are_neither_read_nor_written(monkeypatch):
         files.read("-")
     with pytest.raises(OutputError, match="standard output is a terminal"):
         files.write("-", b"bytes", force=False)
+    with pytest.raises(OutputError, match="standard output is a terminal"):
+        files.prepare([Job("a.cdc", "-")], create=True)  # before any work
     assert screen.getvalue() == b""
 
 

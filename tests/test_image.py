@@ -83,6 +83,21 @@ def test_rgb_and_grey_with_a_transparent_colour():
     assert restored(picture).getpixel((3, 2))[1] == 0
 
 
+@pytest.mark.parametrize("mode", ["I;16", "RGB"])
+def test_the_transparent_colour_of_16_bits_is_dropped_aloud(mode):
+    values = np.repeat(np.arange(960, dtype=np.uint16).reshape(24, 40) * 60, 3 if mode == "RGB" else 1)
+    if mode == "RGB":
+        png = encoded(Image.fromarray((values >> 8).astype(np.uint8).reshape(24, 40, 3)), "PNG")
+        png = modes.widen_png(png, (values >> 8).astype(np.uint8).reshape(24, 40, 3))
+        png = png[:33] + png_chunk(b"tRNS", bytes([0, 1] * 3)) + png[33:]
+    else:
+        png = encoded(Image.fromarray(values.reshape(24, 40)), "PNG", transparency=60)
+    picture = pictures.read(png)
+    assert "the transparent colour of a 16-bit picture is dropped" in picture.notes
+    assert "alpha" not in picture.chunks
+    assert "A" not in restored(picture).mode
+
+
 def test_float_ranges():
     ramp = np.linspace(0, 1, 960, dtype=np.float32).reshape(24, 40)
     for values, low, high in [(ramp, 0, 1), (ramp * 60000, 0, 65535), (ramp * 4 - 2, -2, 2)]:

@@ -98,6 +98,16 @@ def test_saving(photograph, tiny):
     assert not Path("new.cdc").exists()
 
 
+def test_saving_with_an_exif_object(photograph, tiny):
+    image = Image.fromarray(photograph)
+    exif = Image.Exif()
+    exif[274], exif[271] = 6, "maker"
+    image.save("turned.cdc", exif=exif)
+    with Image.open("turned.cdc") as opened:
+        assert opened.size == (photograph.shape[0], photograph.shape[1])
+        assert opened.getexif()[271] == "maker"
+
+
 def test_damage_is_ours_and_pillows(photograph, tiny):
     data = coded(photograph, tiny)
     grey = coded(photograph, tiny, "L")

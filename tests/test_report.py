@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,6 +19,7 @@ from skimage import data
 
 from cdcodec.errors import CdcodecError
 from cdcodec.lab import bench, pictures, plots, readme, report, summary
+from cdcodec.lab.codecs import PEERS, Own
 from cdcodec.lab.commands import eval_command
 from cdcodec.lab.results import Result
 from cdcodec.lab.summary import Curve, delta, equal
@@ -211,6 +213,26 @@ def test_the_page_shows_pictures_at_about_equal_bytes(made):
             assert set(shot["measures"]) == {"psnr", "ms-ssim"}
 
 
+def test_every_codec_is_asked_for_our_rate(tmp_path, monkeypatch):
+    asked: list[tuple[str, float]] = []
+
+    def shots(codec, curves, name, pixels, bpp):
+        asked.append((codec.name, bpp))
+        coded = {"compact-x": 1.25, "jpeg": 2.0}.get(codec.name, 1.0) * bpp
+        return [{"label": codec.name, "rung": 1, "bytes": 1, "bpp": coded, "pixels": pixels}]
+
+    source = SimpleNamespace(name="x.png", pixels=lambda: np.zeros((64, 64, 3), np.uint8))
+    ours = Own("compact-x", tmp_path, "cpu", "float32", (), ())
+    plan = SimpleNamespace(codecs=(PEERS["jpeg"], PEERS["webp"], ours))
+    monkeypatch.setattr(pictures, "_shots", shots)
+    pictures.comparison(plan, {}, source, lambda a, b: {})
+    assert asked == [
+        (codec, target * (1 if codec == "compact-x" else 1.25))
+        for target in pictures.TARGETS
+        for codec in ("compact-x", "jpeg", "webp")
+    ]
+
+
 def test_large_pictures_are_cropped_for_the_page():
     window = pictures._centre(1000, 700)
     assert (window[0].start, window[0].stop, window[1].start) == (116, 884, 0)
@@ -232,13 +254,13 @@ def test_data_cannot_leave_its_element():
 def test_the_readme_takes_its_section_from_the_summary(made, tmp_path):
     out = made[0]
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    path.write_text(f"before\n{readme.BEGIN}\nstale figures\n{readme.END}\nafter\n")
     done = CliRunner().invoke(readme.main, [str(out), str(path)])
     assert done.exit_code == 0, done.output
     text = path.read_text()
     assert text.startswith(f"before\n{readme.BEGIN}\n**PSNR in dB, more is better: peer / compact-x, 0 steps")
     assert text.endswith(f"{readme.END}\nafter\n")
-    assert "old" not in text
+    assert "stale figures" not in text
     with (out / "equal-bpp.csv").open(newline="") as file:
         row = next(r for r in csv.DictReader(file) if (r["curve"], r["bpp"], r["measure"]) == ("webp", "0.5", "psnr"))
     assert f"{float(row['theirs']):.2f} / {float(row['ours']):.2f} ({row['images']})" in text
@@ -257,7 +279,7 @@ def test_the_bench_times_what_it_says(tiny):
     assert list(table) == ["encode", "decode, 0 steps", "decode, 2 steps"]
     assert all(0 < value < 10 for value in table.values())
     with pytest.raises(CdcodecError, match="cdcodec encode failed"):
-        bench.cold(pixels, ["--no-such-option"], 1)
+        bench.cold(pixels, "tiny-x", 0.0128, ["--no-such-option"], 1)
 
 
 @pytest.mark.slow

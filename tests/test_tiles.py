@@ -84,7 +84,6 @@ SMALL = {"analysis_widths": (8, 8, 8), "unet_widths": (8, 8, 16)}
 CONFIGS = {
     "deep": narrow("compact-x", **SMALL),
     "shallow": narrow("compact-x", **SMALL, analysis_depth=1, unet_depth=1),
-    "with the cosine transform": narrow("compact-dct", **SMALL),
     "paper": narrow("paper-x", analysis_widths=(8, 8, 8, 8), unet_widths=(8,) * 6, context=8),
 }
 
@@ -93,7 +92,7 @@ CONFIGS = {
 def test_no_network_looks_further_than_its_reach_and_the_reach_is_no_larger_than_needed(name: str) -> None:
     config = CONFIGS[name]
     nets, reach, unit = Networks(config).double(), Reach.of(config), config.padding  # in float32 NaN may spread further
-    if config.transform:
+    if config.blocks == "compact":
         nets.analysis.transform.float()
     condition, embedding = (torch.zeros(1, n, dtype=torch.float64) for n in (config.condition, config.embedding))
     height = 2 * max(reach) + 6 * unit

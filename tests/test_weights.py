@@ -6,8 +6,12 @@ import hashlib
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -49,14 +53,18 @@ def test_compact_x_keeps_its_tensors() -> None:
     text = "\n".join(f"{name} {tuple(value.shape)}" for name, value in sorted(state.items()))
     assert len(state) == 225
     assert hashlib.sha256(text.encode()).hexdigest() == (
-        "db7245c02f55f01f224a8bf89cedd60788f4fd38bb074086d7d9c442593bf56e"
+        "65c1076e4c21ff28d27cc0129af3b58f1eb37b61fdc977851d8b59b7cabf8c5a"
     )
 
 
 def test_configs_go_to_json_and_back() -> None:
     for config in PRESETS.values():
         assert ModelConfig.from_json(config.to_json()) == config
-    for wrong in ('{"latent": "many"}', '{"more": 1}', "[]", '{"blocks": 3}', '{"clamp": 1}'):
+    kinds = ('{"latent": "many"}', '{"more": 1}', "[]", '{"blocks": 3}', '{"clamp": 1}', '{"ladder": ["a"]}')
+    ranges = ('{"ladder": []}', '{"ladder": [2.0, 1.0]}', '{"fraction_bits": 16}', '{"unshuffle": 0}',
+              '{"unet_depth": 999}', '{"embedding": 10000000}', '{"unet_widths": []}', '{"hyper_widths": [8]}',
+              '{"blocks": "toy"}')  # fmt: skip
+    for wrong in (*kinds, *ranges):
         with pytest.raises(ValueError, match="ModelConfig"):
             ModelConfig.from_json(wrong)
 
@@ -238,3 +246,18 @@ def test_listing_reads_metadata_alone(root: Path, tiny: Checkpoint) -> None:
     listed = weights.list_checkpoints(root)
     assert [info.lam for info in listed] == list(tiny.ladder)
     assert {(info.preset, info.rho, info.id, info.bpp) for info in listed} == {("compact-x", "0…0.9", tiny.id, 1.0)}
+
+
+def test_a_ladder_of_more_digits_than_a_file_keeps(tiny: Checkpoint) -> None:
+    """λ is checked as the file will hold it: what may be encoded may be decoded."""
+    for lam in (0.123456789, 0.0128):
+        model: Any = SimpleNamespace(config=replace(tiny.config, ladder=(lam,)))
+        one = replace(tiny, model=model)
+        assert one.check_lambda(one.check_lambda(lam)) == float(str(np.float32(lam)))
+        with pytest.raises(WeightsError, match="alone"):
+            one.check_lambda(2 * lam)
+
+
+def test_two_files_of_one_rung(root: Path, tiny: Checkpoint) -> None:
+    shutil.copy(root / RUNG, (root / RUNG).with_name("lambda-0.0128-old.safetensors"))
+    assert load_model(root, device="cpu").ladder == tiny.ladder

@@ -203,3 +203,12 @@ def _stack(rows: list[tuple[int, NDArray[np.int32]]]) -> TableSet:
     for row, (_, counts) in zip(table, rows, strict=True):
         row[: len(counts)] = counts
     return TableSet(table, np.array([first for first, _ in rows], dtype=np.int32), length)
+
+
+def stored(z: TableSet, y: TableSet) -> dict[str, NDArray[np.int32]]:
+    """The tables of both latents under the names that a checkpoint holds them by."""
+    named: dict[str, NDArray[np.int32]] = {}
+    for which, tables in (("z", z), ("y", y)):
+        parts = {"counts": tables.packed(), "first": tables.first, "length": tables.length}
+        named |= {f"tables.{which}.{part}": values for part, values in parts.items()}
+    return named

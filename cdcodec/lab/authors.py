@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdcodec import codec, weights
-from cdcodec.bits.tables import gaussian_tables, ideal_bits, nearest_scale_thresholds, tables_from_pmfs
+from cdcodec.bits.tables import gaussian_tables, ideal_bits, nearest_scale_thresholds, stored, tables_from_pmfs
 from cdcodec.config import PRESETS, ModelConfig
 from cdcodec.errors import CdcodecError, WeightsError
 from cdcodec.nets.integer import IntegerHyperSynthesis
@@ -328,7 +328,8 @@ def integer_tensors(networks: Networks, prior: State, config: ModelConfig, limit
     values = torch.arange(-limit, limit + 1, dtype=torch.float64)
     pmf = prior_probability(prior, values + twin.offset.double()[:, 0])
     z = tables_from_pmfs([(-limit, row.numpy()) for row in pmf])
-    return {**twin.tensors(), **weights.table_tensors(z, gaussian_tables())}
+    tables = {name: torch.from_numpy(part) for name, part in stored(z, gaussian_tables()).items()}
+    return {**twin.tensors(), **tables}
 
 
 @torch.inference_mode()

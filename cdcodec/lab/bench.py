@@ -59,14 +59,17 @@ def warm(pixels: NDArray[np.uint8], model: Any, lam: float, steps: Sequence[int]
     return table
 
 
-def cold(pixels: NDArray[np.uint8], arguments: Sequence[str], times: int) -> dict[str, float]:
+def cold(
+    pixels: NDArray[np.uint8], preset: str, lam: float, arguments: Sequence[str], times: int
+) -> dict[str, float]:
     """Seconds of whole processes: info, encode and decode of one picture; `arguments` choose weights and device."""
     with tempfile.TemporaryDirectory() as folder:
         source, coded, out = (str(Path(folder) / name) for name in ("in.png", "x.cdc", "out.png"))
         Image.fromarray(pixels).save(source)
+        model = ["--model", preset, "--force", *arguments]
         commands = {
-            "process: encode": ["encode", source, coded, "--force", *arguments],
-            "process: decode, 1 step": ["decode", coded, out, "--steps", "1", "--force", *arguments],
+            "process: encode": ["encode", source, coded, "--lambda", f"{lam}", *model],
+            "process: decode, 1 step": ["decode", coded, out, "--steps", "1", *model],
             "process: info": ["info", coded],
             "process: --version": ["--version"],
         }
@@ -112,8 +115,11 @@ def main(*, path: Path | None, lam: float, preset: str, times: int, weights: Pat
         model = store.load_model(weights, preset=preset, device=device, precision=precision)
         click.echo(machine(model.model.device.type))
         click.echo(f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {preset}, {model.model.dtype}, medians of {times}")
-        arguments = ["--device", device, "--precision", precision, *(["--weights", str(weights)] if weights else [])]
-        table = warm(pixels, model, lam, STEPS, times) | cold(pixels, arguments, max(1, times // 2))
+        arguments = ["--device", device, "--precision", precision]
+        arguments += ["--weights", str(weights)] if weights else []
+        arguments += ["--threads", str(threads)] if threads else []
+        steps = [n for n in STEPS if n or model.config.blocks == "compact"]
+        table = warm(pixels, model, lam, steps, times) | cold(pixels, preset, lam, arguments, max(1, times // 2))
     except CdcodecError as error:
         raise click.ClickException(str(error)) from None
     for name, value in table.items():

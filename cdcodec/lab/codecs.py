@@ -75,7 +75,9 @@ class Own:
 
     @property
     def version(self) -> str:
-        return f"cdcodec {__version__}, weights {_weights_id(self.root, self.preset)}"
+        model = self.load().model
+        precision = str(model.dtype).removeprefix("torch.")
+        return f"cdcodec {__version__}, weights {_weights_id(self.root, self.preset)}, {model.device.type} {precision}"
 
     def missing(self) -> None:
         """Nothing: the weights are looked for when it is made."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from cdcodec.options import FOLDER, device_options, weights_option
 
 EXTRA = ("bjontegaard", "DISTS_pytorch", "lpips", "matplotlib", "pytorch_msssim", "scipy", "torch_fidelity",
          "torchvision")  # fmt: skip
+REPORTS = ("bjontegaard", "matplotlib", "scipy")
 PEERS = ("jpeg", "webp", "avif", "jxl", "heic", "heic-psnr")
 MEASURES = ("psnr", "ms-ssim", "lpips-alex", "lpips-squeeze", "lpips-vgg", "dists", "fid", "kid")
 
@@ -105,6 +108,8 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
     index.html     everything on one page, with the pictures to compare
     """
     with _extra():
+        for package in REPORTS:  # they come last; that one is missing is said at the beginning
+            importlib.import_module(package)
         from cdcodec.lab import evaluate, plan, report, results
 
         request = plan.Request(**wanted, measures=measures or ())
@@ -121,6 +126,7 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
         known = [result for path in reuse for result in results.read(path)]
         if force:
             lines.unlink(missing_ok=True)
+            shutil.rmtree(request.out / "features", ignore_errors=True)
         facts = plan.record(request, prepared, shlex.join(["cdcodec", *sys.argv[1:]]))
         plan.write_record(request.out / "run.json", facts)
         outcome = evaluate.run(prepared.plan, known, quiet)

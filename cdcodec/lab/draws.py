@@ -34,7 +34,7 @@ def uniform(key: Tensor, stream: int, count: int) -> Tensor:
     counter = torch.arange(count, device=key.device, dtype=torch.int64)
     start = _mix(key ^ (stream * 0x9E3779B9 & MASK))[:, None]
     bits = _mix(_mix((start + counter * 0x9E3779B1) & MASK) ^ start)
-    return ((bits >> 8).to(torch.float32) + 0.5) * 2.0**-24
+    return (((bits >> 8).to(torch.float32) + 0.5) * 2.0**-24).clamp(max=1 - 2.0**-24)
 
 
 def normal(key: Tensor, stream: int, count: int) -> Tensor:

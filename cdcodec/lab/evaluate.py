@@ -160,7 +160,7 @@ def run(plan: Plan, known: Sequence[Result] = (), quiet: bool = False) -> Outcom
     known: copied where picture, codec, version, setting and rung are the same and no measure is lacking.
     """
     before = results.read(plan.lines) if plan.lines.exists() else []
-    if before:
+    if plan.lines.exists():
         results.mend(plan.lines)
     done = {result.key: result for result in before if _complete(result, plan.judging)}
     reusable = {result.key: result for result in known if _complete(result, plan.judging)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdcodec.bits.tables import gaussian_tables, nearest_scale_thresholds, tables_from_pmfs
+from cdcodec.bits.tables import gaussian_tables, nearest_scale_thresholds, stored, tables_from_pmfs
 from cdcodec.codec import encode
 from cdcodec.config import ModelConfig
 from cdcodec.errors import WeightsError
@@ -29,7 +29,6 @@ from cdcodec.weights import (
     load_model,
     read_metadata,
     save,
-    table_tensors,
     tensor_hash,
 )
 
@@ -105,7 +104,8 @@ def integer_tensors(networks: Networks, rate: RateModel, config: ModelConfig) ->
     """The bitstream part: integer.* and tables.*."""
     integer = IntegerHyperSynthesis.of(networks.hyper_synthesis, nearest_scale_thresholds(), config)
     z = tables_from_pmfs([(first, pmf.numpy()) for first, pmf in rate.pmf_z()])
-    return {**integer.tensors(), **table_tensors(z, gaussian_tables())}
+    tables = {name: torch.from_numpy(part) for name, part in stored(z, gaussian_tables()).items()}
+    return {**integer.tensors(), **tables}
 
 
 def _rate_tensors(rate: RateModel) -> dict[str, Tensor]:

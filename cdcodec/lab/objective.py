@@ -29,7 +29,8 @@ class Phase:
         "denoiser" (as perceptual, with all but the U-Net frozen), "noise" (likewise, for a U-Net that predicts ε: its
         squared error at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14).
     steps: optimiser steps. crop: side in pixels. batch: crops a step over all processes, a multiple of 4 each.
-    rate: of learning, as a share of the recipe's. lpips: weight of LPIPS beside the light head's squared error.
+    rate: of learning, as a share of the recipe's. decay: share of the steps over which it falls linearly to a
+        hundredth at the end. lpips: weight of LPIPS beside the light head's squared error.
     """
 
     kind: str = "autoencoder"
@@ -37,7 +38,13 @@ class Phase:
     crop: int = 128
     batch: int = 16
     rate: float = 1.0
+    decay: float = 0.35
     lpips: float = 0.0
+
+    @property
+    def perceptual(self) -> bool:
+        """Whether its loss has LPIPS in it."""
+        return self.kind in ("perceptual", "denoiser") or self.lpips > 0
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+OUTPUTS = ("analysis.out.weight", "synthesis.head.weight", "unet.head.weight")
+"""Kernels whose output is a latent or a picture: what is added there must be small, and Muon's steps have one size."""
+FAR = ("ladder.log_", "bottleneck.")
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -56,11 +59,24 @@ class Muon(torch.optim.Optimizer):
             p.add_(update.reshape(p.shape).to(p.dtype), alpha=-lr * scale)
 
 
-def split_parameters(named: Iterable[tuple[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters for Muon (convolution kernels between hidden channels) and for AdamW (all others)."""
-    muon: list[Tensor] = []
-    adam: list[Tensor] = []
-    for name, p in named:
-        inner = p.ndim == 4 and p.numel() // p.shape[0] > 1 and "hyper" not in name
-        (muon if inner else adam).append(p)
-    return muon, adam
+class Split(NamedTuple):
+    """Parameters by what trains them.
+
+    muon: convolution kernels between hidden channels. adam: all others but `far`.
+    far: gains, their inverses, s² and the density of z: few numbers that have far to go, by AdamW at a rate of its own.
+    """
+
+    muon: list[Tensor]
+    adam: list[Tensor]
+    far: list[Tensor]
+
+    @classmethod
+    def of(cls, named: Iterable[tuple[str, Tensor]]) -> Split:
+        split = cls([], [], [])
+        for name, p in named:
+            kernel = p.ndim == 4 and p.numel() // p.shape[0] > 1 and "hyper" not in name
+            if name.startswith(FAR):
+                split.far.append(p)
+            else:
+                (split.muon if kernel and name not in OUTPUTS else split.adam).append(p)
+        return split

@@ -46,7 +46,7 @@ def comparison(plan: Plan, curves: Mapping[str, Curve], source: Source, judge: J
             try:
                 for made in _shots(codec, curves, source.name, pixels, bpp):
                     decoded = made.pop("pixels")
-                    bpp = made["bpp"]
+                    bpp = made["bpp"] if isinstance(codec, Own) else bpp
                     made |= {"measures": judge(pixels, decoded), "uri": uri(decoded[window])}
                     shots.append({"target": target, **made})
             except Exception as error:  # as in the evaluation: the other codecs go on

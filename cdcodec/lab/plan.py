@@ -138,14 +138,15 @@ def own(request: Request, preset: Preset, model: str) -> Own:
     if named:
         templates = [dict(zip(named, values, strict=True)) for values in itertools.product(*named.values())]
     settings: list[Setting] = []
+    light_head = config.blocks == "compact"
     for template in templates:
         setting = {
             "steps": int(template.get("steps", config.steps)),
             "gamma": float(template.get("gamma", config.gamma)),
-            "rho": min(float(template.get("rho", config.rho)), config.rho_max),
+            "rho": min(max(float(template.get("rho", config.rho)), config.rho_min), config.rho_max),
             "seed": request.seed,
         }
-        if setting not in settings:
+        if setting not in settings and (setting["steps"] > 0 or light_head):
             settings.append(setting)
     rungs = tuple(checkpoint.check_lambda(lam) for lam in request.lambdas) or checkpoint.ladder[:: preset.every]
     return Own(model, root, request.device, request.precision, rungs, tuple(settings))

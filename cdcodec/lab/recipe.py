@@ -20,18 +20,18 @@ FOLDER = Path(__file__).parent / "recipes"
 class Recipe:
     """preset: which architecture. seed: of every random draw and of the initial weights.
 
-    lr_muon, lr_adam: peak learning rates; warmup: steps of linear rise; decay: share of each phase over which the rate
-    falls linearly to a hundredth at its end. ramp: share of the first phase over which λ rises from zero (0 when
-    training goes on from weights). ema: decay of the averaged weights. clip: largest gradient norm.
-    lpips: "squeeze", "alex" or "vgg", the network of the perceptual phases.
+    lr_muon, lr_adam, lr_far: peak learning rates (optim.Split). warmup: steps of linear rise in each phase.
+    ramp: share of the first phase over which λ rises from zero (0 when training goes on from weights).
+    ema: decay of the averaged weights. clip: largest gradient norm. lpips: "squeeze", "alex" or "vgg", the network of
+    the perceptual phases.
     """
 
     preset: str = "compact-x"
     seed: int = 1
     lr_muon: float = 0.02
     lr_adam: float = 0.001
+    lr_far: float = 0.01
     warmup: int = 200
-    decay: float = 0.35
     ramp: float = 0.15
     ema: float = 0.999
     clip: float = 1.0
@@ -59,7 +59,7 @@ class Recipe:
         """Learning rate at a step as a share of its peak: in each phase linear warm-up, constant, linear decay."""
         for phase in self.phases:
             if step < phase.steps:
-                left = (phase.steps - step) / max(1.0, self.decay * phase.steps)
+                left = (phase.steps - step) / max(1.0, phase.decay * phase.steps)
                 return phase.rate * min(1.0, (step + 1) / max(1, self.warmup), max(0.01, left))
             step -= phase.steps
         raise IndexError(step)
@@ -103,8 +103,8 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
                 raise ValueError(f"unknown kind of phase {phase.kind!r}: {', '.join(KINDS)}")
             if (phase.kind == "noise") != (recipe.model.parametrisation == "eps"):
                 raise ValueError(f"a phase of kind {phase.kind!r} does not train {recipe.preset}")
-            if not phase.rate > 0:
-                raise ValueError("the rate of a phase must be above 0")
+            if not (phase.rate > 0 and 0 <= phase.decay <= 1):
+                raise ValueError("the rate of a phase must be above 0, its decay from 0 to 1")
             if phase.steps < 1 or phase.batch < 4 or phase.batch % 4 or phase.crop < 64 or phase.crop % 64:
                 raise ValueError("a phase needs steps ≥ 1, a batch that is a multiple of 4, a crop that is one of 64")
     except (ValueError, TypeError) as error:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from cdcodec.lab.data import Photographs
 from cdcodec.lab.log import RunLog
 from cdcodec.lab.metrics import load_lpips
 from cdcodec.lab.objective import Objective, Phase
-from cdcodec.lab.optim import Muon, split_parameters
+from cdcodec.lab.optim import Muon, Split
 from cdcodec.lab.rate import RateModel
 from cdcodec.lab.recipe import Recipe, parse_recipe
 from cdcodec.lab.validate import Validation
@@ -82,7 +82,7 @@ class Trainer:
         metric_weights: Path | None = None,
     ) -> None:
         self.recipe, self.photographs, self.device, self.world = recipe, photographs, device, world
-        self.dtype, self.compile, self.metric_weights = dtype, compile, metric_weights
+        self.dtype, self.compile = dtype, compile
         torch.manual_seed(recipe.seed)
         self.networks = Networks(recipe.model).to(device).to(memory_format=torch.channels_last)
         self.rate = RateModel(recipe.model).to(device)
@@ -90,30 +90,30 @@ class Trainer:
         named = [(name, p) for name, p in named if p.requires_grad]
         self.parameters = [p for _, p in named]
         self.average = [p.detach().clone() for p in self.parameters]
-        muon, adam = split_parameters(named)
+        split = Split.of(named)
         self.optimisers: tuple[tuple[torch.optim.Optimizer, float], ...] = (
-            (Muon(muon, recipe.lr_muon), recipe.lr_muon),
-            (torch.optim.AdamW(adam, recipe.lr_adam, betas=(0.9, 0.99), weight_decay=0.0), recipe.lr_adam),
+            (Muon(split.muon, recipe.lr_muon), recipe.lr_muon),
+            (_adam(split.adam, recipe.lr_adam), recipe.lr_adam),
+            (_adam(split.far, recipe.lr_far), recipe.lr_far),
         )
         self.step_count = 0
         self.updating = False  # while True, the state lies between two steps
         self.ramp = True
         self._phase = -1
         self._lpips: nn.Module | None = None
+        if any(phase.perceptual for phase in recipe.phases):
+            self._lpips = load_lpips(recipe.lpips, metric_weights).to(device)
 
     def _enter(self, index: int, phase: Phase) -> None:
         """Prepares the objective of a phase; what is frozen in it gets no gradient."""
         kind = phase.kind
-        perceptual = kind in ("perceptual", "denoiser") or phase.lpips > 0
-        if perceptual and self._lpips is None:
-            self._lpips = load_lpips(self.recipe.lpips, self.metric_weights).to(self.device)
         for p in self.parameters:
             p.requires_grad_(kind not in ("denoiser", "noise"))
         self.networks.unet.requires_grad_(True)
         objective = Objective(
             self.networks,
             self.rate,
-            lpips=self._lpips if perceptual else None,
+            lpips=self._lpips if phase.perceptual else None,
             kind=kind,
             head_lpips=phase.lpips,
             weights=self.recipe.weights,
@@ -140,7 +140,7 @@ class Trainer:
         loss.backward()
         active = [p for p in self.parameters if p.grad is not None]
         self.world.average([p.grad for p in active if p.grad is not None])
-        metrics["gradient"] = nn.utils.clip_grad_norm_(active, self.recipe.clip)
+        metrics["gradient"] = self._clip(active)
         self.updating = True
         for optimiser, peak in self.optimisers:
             for group in optimiser.param_groups:
@@ -151,6 +151,14 @@ class Trainer:
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         self.updating = False
         return metrics
+
+    def _clip(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Scales the gradients to the recipe's largest norm and gives the norm they had. Raises TrainingError."""
+        try:
+            return nn.utils.clip_grad_norm_(parameters, self.recipe.clip, error_if_nonfinite=True)
+        except RuntimeError:
+            step = self.step_count
+            raise TrainingError(f"the gradient is not finite at step {step}; the state before it is kept") from None
 
     def averaged(self) -> tuple[Networks, RateModel]:
         """Copies of networks and entropy models with the averaged weights, frozen, in evaluation mode."""
@@ -191,6 +199,10 @@ class Trainer:
             raise TrainingError(f"these weights do not fit the recipe's preset: {str(error).splitlines()[0]}") from None
         self.average = [p.detach().clone() for p in self.parameters]
         self.ramp = False
+
+
+def _adam(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=0.0)
 
 
 def averaged_models(recipe: Recipe, average: list[Tensor], device: torch.device) -> tuple[Networks, RateModel]:
@@ -324,7 +336,9 @@ def _loop(
                     if check is not None and log is not None and now - validated > 60 * validate_minutes:
                         log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
                         validated = time.monotonic()
-                    if minutes is not None and now - began > 60 * minutes and trainer.world.size == 1:
+                    spent = torch.tensor((now - began) / 60, device=trainer.device)
+                    trainer.world.average([spent])  # so that all processes stop at the same step
+                    if minutes is not None and spent.item() > minutes:
                         break
             if check is not None and log is not None:
                 log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))

@@ -9,19 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from cdcodec import files
+from cdcodec.errors import TrainingError
 from cdcodec.image import read
 from cdcodec.lab.data import find_images
 from cdcodec.lab.metrics import load_lpips
 from cdcodec.lab.rate import RateModel
-from cdcodec.nets.diffusion import ddim, sigma_grid
+from cdcodec.nets.diffusion import ddim
 from cdcodec.nets.hyperprior import quantise
 from cdcodec.nets.networks import Networks
 
-PICTURES, SIDE, STEPS = 8, 384, 8
+PICTURES, SIDE, SMALLEST, STEPS = 8, 384, 64, 8
 
 
 class Validation:
@@ -30,7 +32,10 @@ class Validation:
     def __init__(self, folder: Path, metric_weights: Path | None, dtype: torch.dtype) -> None:
         paths = find_images(folder)
         chosen = paths[:: max(1, len(paths) // PICTURES)][:PICTURES]
-        self.pictures = [_centre(read(path, strip=True).pixels) for path in chosen]
+        pictures = [read(path, strip=True).pixels for path in chosen]
+        self.pictures = [_centre(pixels) for pixels in pictures if min(pixels.shape[:2]) >= SMALLEST]
+        if not self.pictures:
+            raise TrainingError(f"no picture in {folder} is at least {SMALLEST} pixels wide and high")
         self.lpips = load_lpips("alex", metric_weights) if metric_weights else None
         self.dtype = dtype
 
@@ -49,7 +54,8 @@ class Validation:
                 for name, value in values.items():
                     totals.setdefault(name, []).append(value)
                 if i in (0, len(self.pictures) // 2):
-                    shown.append(torch.cat((x, *views), dim=3))
+                    row = torch.cat((x, *views), dim=3)
+                    shown.append(F.pad(row, (0, (1 + len(views)) * SIDE - row.shape[3])))
             rows.append({"lambda": lam, **{name: round(float(np.mean(v)), 4) for name, v in totals.items()}})
             strips.extend(shown)
         sheet = torch.cat(strips, dim=2)[0].permute(1, 2, 0)
@@ -81,7 +87,7 @@ class Validation:
                 a, r = torch.tensor([alpha_bar], device=device), torch.tensor([rho], device=device)
                 return networks.predict(x_t, a, base, variance, condition, r, contributions, self.dtype)
 
-            return ddim(denoise, gamma * noise, sigma_grid(steps)).clamp(-1, 1)
+            return ddim(denoise, gamma * noise, networks.alpha_bars(steps)).clamp(-1, 1)
 
         rho = networks.config.rho_max
         one, sharp, textured = decode(1, 0.0, 0.0), decode(1, 0.0, rho), decode(STEPS, 0.8, rho)
@@ -105,7 +111,7 @@ def _psnr(a: Tensor, b: Tensor) -> float:
 
 
 def _centre(pixels: np.ndarray) -> Tensor:
-    height, width = (min(SIDE, size // 64 * 64) for size in pixels.shape[:2])
+    height, width = (min(SIDE, size // SMALLEST * SMALLEST) for size in pixels.shape[:2])
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     crop = torch.from_numpy(pixels[top : top + height, left : left + width].copy())
     return crop.permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -30,10 +30,11 @@ class Ladder(nn.Module):
         self.register_buffer("log_lambda", log_lambda)
         middle, half = (log_lambda[0] + log_lambda[-1]) / 2, (log_lambda[-1] - log_lambda[0]).clamp(min=1e-6) / 2
         self.condition = nn.Parameter(fourier((log_lambda - middle) / half, config.condition // 2))
-        # The best step of a quantiser grows with √λ and is the same for all coefficients of an orthonormal transform.
-        log_gain = (2 - 0.5 * (log_lambda - middle))[:, None].repeat(1, config.latent)
-        if config.transform:
-            log_gain += -2.3 - 0.15 * (log_lambda - middle)[:, None] + BlockTransform(config).spread.log()[:, 0, 0]
+        log_gain = torch.zeros(len(log_lambda), config.latent)
+        if config.blocks == "compact":
+            # The best step of a quantiser grows with √λ_eff, λ_eff = a·λ^1.3 in the recipe of the weights that ship,
+            # and is the same for all coefficients of an orthonormal transform.
+            log_gain += -0.3 - 0.65 * (log_lambda - middle)[:, None] + BlockTransform(config).spread.log()[:, 0, 0]
         self.log_gain = nn.Parameter(log_gain)
         self.log_inverse_gain = nn.Parameter(-log_gain)
         self.log_variance = nn.Parameter(torch.full((len(log_lambda),), math.log(0.01)))
@@ -54,7 +55,7 @@ class Analysis(nn.Module):
     """g_a(x; λ): picture (B, 3, H, W) float32 in [-1, 1] → y (B, C_y, H/16, W/16) float32, before the gain.
 
         x ─┬─ unshuffle 4 ─ conv ─ blocks ─ ↓2 ─ blocks ─ ↓2 ─ blocks ─ norm ─ conv ─ + ─ y
-           └──────────────── cosine transform (config.transform) ────────────────────┘
+           └────────────────────────── cosine transform ─────────────────────────────┘
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -65,8 +66,8 @@ class Analysis(nn.Module):
         self.stem = conv3(3 * config.unshuffle**2, widths[0])
         self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
         self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in pairwise(widths))
-        self.out = conv3(widths[-1], config.latent, zero=config.transform)
-        self.transform = BlockTransform(config) if config.transform else None
+        self.out = conv3(widths[-1], config.latent, zero=True)
+        self.transform = BlockTransform(config)
 
     def forward(self, x: Tensor, condition: Tensor, dtype: torch.dtype) -> Tensor:
         embedding = F.silu(self.embed(condition))
@@ -76,15 +77,15 @@ class Analysis(nn.Module):
                 h = self.downs[i - 1](h)
             for block in blocks.children():
                 h = block(h, embedding)
-        y: Tensor = self.out(norm(h.float()))
-        return y if self.transform is None else self.transform(x) + y
+        y: Tensor = self.transform(x) + self.out(norm(h.float()))
+        return y
 
 
 class Synthesis(nn.Module):
     """g_c(ŷ; λ): decoded latent → context pyramid, finest first, and the light head's picture b.
 
         ŷ ─┬─ conv ─ blocks ─ ↑2 ─ blocks ─ ↑2 ─ blocks ─ norm ─ conv ─ shuffle 4 ─ + ─ b
-           └───────────── inverse cosine transform (config.transform) ────────────┘
+           └────────────────────── inverse cosine transform ──────────────────────┘
 
     In: ŷ (B, C_y, h, w) float32 behind the inverse gain. Out: list of (B, C_i, 4h, 4w), (…, 2h, 2w), (…, h, w) in
     `dtype`, and b (B, 3, 16h, 16w) float32, the base reconstruction that `--steps 0` shows.
@@ -97,9 +98,9 @@ class Synthesis(nn.Module):
         self.stem = conv3(config.latent, widths[-1])
         self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
         self.ups = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
-        self.head = conv3(widths[0], 3 * config.unshuffle**2, zero=config.transform)
+        self.head = conv3(widths[0], 3 * config.unshuffle**2, zero=True)
         self.unshuffle = config.unshuffle
-        self.transform = BlockTransform(config) if config.transform else None
+        self.transform = BlockTransform(config)
 
     def forward(self, latent: Tensor, condition: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         embedding = F.silu(self.embed(condition))
@@ -111,8 +112,7 @@ class Synthesis(nn.Module):
             pyramid.insert(0, h)
             if i:
                 h = self.ups[i - 1](h)
-        base = F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()
-        return pyramid, base if self.transform is None else self.transform.inverse(latent) + base
+        return pyramid, self.transform.inverse(latent) + F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()
 
 
 def _blocks(width: int, config: ModelConfig) -> nn.ModuleList:

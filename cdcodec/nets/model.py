@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdcodec.errors import SettingError
 from cdcodec.nets.diffusion import Denoiser, ddim
 from cdcodec.nets.integer import IntegerHyperSynthesis
 from cdcodec.nets.networks import Conditioning, Networks
@@ -94,7 +95,7 @@ class Model:
     ) -> NDArray[np.uint8]:
         """ŷ int32 (C_y, h, w) in 1/2^f → pixels uint8 (16h, 16w, 3); steps 0 is the light head alone.
 
-        progress(done, steps) is called behind each step. Raises ValueError for 0 steps of a model without that head.
+        progress(done, steps) is called behind each step. Raises SettingError for 0 steps of a model without that head.
         """
         given = self.condition(lam)
         y = torch.from_numpy(latent).to(self.device)[None].float() / 2.0**self.config.fraction_bits
@@ -103,7 +104,7 @@ class Model:
         whole = tiling.whole
         if steps == 0:
             if self.config.blocks == "paper":
-                raise ValueError(f"{self.config.preset} has no light head to decode with alone; take 1 step or more")
+                raise SettingError(f"{self.config.preset} has no light head to decode with alone; take 1 step or more")
             return _pixels(tiling.run(lambda box: self._context(box.of(y, whole), given)[-1:], self.reach.synthesis)[0])
         denoise = self._denoiser(y, given, tiling, rho=rho, steps=steps)
         report = None if progress is None else lambda i, _: progress(i + 1, steps)

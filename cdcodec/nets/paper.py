@@ -228,7 +228,8 @@ class UNet(nn.Module):
         skips: list[Tensor] = []
         for i, level in enumerate(self.down_levels):
             x = level(x, embedding, contributions[i] if i < len(contributions) else None)
-            skips.append(x)
+            if i:
+                skips.append(x)
             x = self.downs[i](x) if i < len(self.downs) else x
         x = self.middle2(self.middle_attention(self.middle1(x, embedding)), embedding)
         for level, up in zip(self.up_levels, self.ups, strict=True):
