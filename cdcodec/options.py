@@ -188,7 +188,7 @@ painting_options = together(
         "--steps",
         metavar="N",
         type=click.IntRange(min=0),
-        help="Steps of the diffusion; 0 is a fast preview. [default: the checkpoint's own, see cdcodec weights list]",
+        help="Steps of the diffusion; 0 is a fast preview. [default: the checkpoint's own, 1 for ours]",
     ),
     click.option(
         "--gamma",

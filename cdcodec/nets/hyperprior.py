@@ -25,7 +25,7 @@ class HyperAnalysis(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         inner = config.hyper_widths[0]
-        self.register_buffer("scale", 0.25 / BlockTransform(config).spread, False)
+        self.register_buffer("scale", 0.25 / BlockTransform(config).spread, persistent=False)
         self.layers = nn.ModuleList(
             (conv3(config.latent, inner), conv3(inner, inner, stride=2), conv3(inner, config.hyper, stride=2))
         )
