@@ -189,7 +189,7 @@ def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path |
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: Path | None, threads: int | None,
           **options: Any) -> None:  # fmt: skip
-    """Train a model on a folder of photographs. Several processes: torchrun -m cdcodec train ..."""
+    """Train a model on a folder of photographs. Several processes: torchrun -m cdcodec -- train ..."""
     if resume and (recipe or start):
         raise click.UsageError("--resume goes by the run's own recipe and weights; leave out --recipe and --start")
     with _extra_train():

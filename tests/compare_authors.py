@@ -120,7 +120,7 @@ def compare_pictures(
     preset, recorded = ours.config.preset, {}
     context = theirs.context_fn.decode(latent)
     given = ours.model.condition(ours.ladder[0])
-    pyramid, _ = ours.model.networks.synthesis(latent, given.condition, torch.float32)
+    pyramid, _ = ours.model.networks.synthesis(latent, given.condition, torch.zeros(1), torch.float32)
     for i, (a, b) in enumerate(zip(pyramid, context, strict=True)):
         print(f"  context {i} {apart(a, b):.1e}")
         if i >= 2:  # the finer ones are large, and seen through the U-Net
@@ -148,7 +148,7 @@ def compare_pictures(
 def decoded(checkpoint: Checkpoint, latent: Tensor, noise: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     model = checkpoint.model
     given = model.condition(checkpoint.ladder[0])
-    pyramid, base = model.networks.synthesis(latent, given.condition, dtype)
+    pyramid, base = model.networks.synthesis(latent, given.condition, torch.zeros(1), dtype)
     denoise = model.networks.denoiser(pyramid, base, given, rho=0.9, steps=steps, dtype=dtype)
     return ddim(denoise, 0.8 * noise, model.networks.alpha_bars(steps))
 

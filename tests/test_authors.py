@@ -98,7 +98,7 @@ def test_latents_and_their_parameters_are_theirs(root: Path, preset: str, record
 def test_context_network_and_sampling_are_theirs(root: Path, preset: str, recorded: dict[str, Tensor]) -> None:
     model = load(root, preset).model
     given = model.condition(model.config.ladder[0])
-    pyramid, base = model.networks.synthesis(recorded["quantised"], given.condition, torch.float32)
+    pyramid, base = model.networks.synthesis(recorded["quantised"], given.condition, torch.zeros(1), torch.float32)
     assert base is None
     for i in (2, 3):
         assert near(pyramid[i], recorded[f"context.{i}"])

@@ -101,7 +101,7 @@ def test_no_network_looks_further_than_its_reach_and_the_reach_is_no_larger_than
         return [nets.unet(x, embedding, nets.unet.contributions(list(pyramid)))]
 
     def synthesis(y: Tensor) -> list[Tensor]:
-        pyramid, base = nets.synthesis(y, condition, torch.float64)
+        pyramid, base = nets.synthesis(y, condition, torch.zeros(1), torch.float64)
         return pyramid if base is None else [*pyramid, base]
 
     def analysis(x: Tensor) -> list[Tensor]:

@@ -126,6 +126,37 @@ def test_a_gradient_that_is_not_finite_changes_nothing(photographs: Path, monkey
     assert run.step_count == 1
 
 
+def changed(run: Trainer) -> set[str]:
+    """Names of the parameters that one step of the run changes."""
+    before = [p.detach().clone() for p in run.parameters]
+    run.step()
+    return {name for name, p, old in zip(run.names, run.parameters, before, strict=True) if not torch.equal(p, old)}
+
+
+def test_a_phase_for_the_entropy_model_leaves_the_rest_alone(photographs: Path) -> None:
+    names = changed(trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("entropy", 2, 64, 8),))))
+    assert {name.split(".")[0] for name in names} == {"hyper_analysis", "hyper_synthesis", "bottleneck"}
+
+
+class Distance(torch.nn.Module):
+    """Stands in for LPIPS: the mean absolute difference."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).abs().mean(dim=(1, 2, 3))
+
+
+def test_lpips_reaches_the_light_head_where_rho_asks_for_it(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
+    told = {"synthesis.realism.weight", "synthesis.embed_rho.weight"}
+    for lpips in (0.0, 0.5):
+        run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("autoencoder", 4, 64, 8, lpips=lpips),)))
+        run.step()  # before it the blocks pass no embedding on
+        assert bool(told & changed(run)) == bool(lpips)
+        assert ("base_lpips" in run.step()) == bool(lpips)
+
+
 def test_two_processes_have_the_gradients_of_one(photographs: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_processes.py")
     environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533",

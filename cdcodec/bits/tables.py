@@ -31,7 +31,7 @@ LARGEST_SET = 1024
 _TOTAL = 1 << TOTAL_BITS
 _END_MASS = 0.5 / _TOTAL
 _LEAST_REACH = 4
-_ESCAPE_MASS = 2.0**-14
+_ESCAPE_MASS, _NARROW, _NARROW_ESCAPE_MASS = 2.0**-14, 0.25, 2.0**-18
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,8 @@ def gaussian_tables() -> TableSet:
 
     A table reaches as far as either side's remaining mass is at least 2^-25, but never less far than ±4. The escape
     gets 2^-14 at least: real latents have more outliers than a Gaussian, and with its 16 raw bits an escaped value
-    then costs 30 bits, where the continuous estimate, bounded at a likelihood of 1e-9, says 29.9.
+    then costs 30 bits, where the continuous estimate, bounded at a likelihood of 1e-9, says 29.9. Where σ < 0.25 it
+    gets 2^-18: there outliers are not seen, and at a low rate nearly all of some million symbols, each 0, pay for it.
     """
     return _stack([_gaussian_table(sigma) for sigma in SCALES])
 
@@ -184,7 +185,7 @@ def _gaussian_table(sigma: float) -> tuple[int, NDArray[np.int32]]:
         outside.append(math.erfc((len(outside) - 0.5) / scale))
     side = -np.diff(outside) / 2
     pmf = np.concatenate([side[:0:-1], [2 * side[0]], side[1:]])
-    return 1 - len(side), quantise_pmf(pmf, max(outside[-1], _ESCAPE_MASS))
+    return 1 - len(side), quantise_pmf(pmf, max(outside[-1], _NARROW_ESCAPE_MASS if sigma < _NARROW else _ESCAPE_MASS))
 
 
 def _trimmed_table(first: int, pmf: NDArray[np.float64]) -> tuple[int, NDArray[np.int32]]:

@@ -1,4 +1,5 @@
-"""The training objective: λ·bpp + (1 − ρ)·w(t)·‖x̂₀ − x‖² + ρ·κ·LPIPS (paper eq. 9, with one ladder for all λ and ρ).
+"""The training objective: λ·bpp + (1 − ρ)·w(t)·‖x̂₀ − x‖² + ρ·κ·LPIPS (paper eq. 9, with one ladder for all λ and ρ),
+for the light head's picture as for the denoiser's.
 
 ‖·‖² is the mean over elements, x in [−1, 1]. Every random number is drawn from the samples' keys (draws.py).
 """
@@ -27,10 +28,11 @@ class Phase:
 
     kind: "autoencoder" (light head alone), "joint" (with the denoiser, MSE), "perceptual" (with LPIPS and ρ),
         "denoiser" (as perceptual, with all but the U-Net frozen), "noise" (likewise, for a U-Net that predicts ε: its
-        squared error at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14).
+        squared error at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14), "entropy" (the hyper-networks
+        and the density of z alone, by the rate alone: what small crops, of which z is all border, have left behind).
     steps: optimiser steps. crop: side in pixels. batch: crops a step over all processes, a multiple of 4 each.
     rate: of learning, as a share of the recipe's. decay: share of the steps over which it falls linearly to a
-        hundredth at the end. lpips: weight of LPIPS beside the light head's squared error.
+        hundredth at the end. lpips: κ of the light head; at 0 it is trained by its squared error alone, whatever ρ.
     """
 
     kind: str = "autoencoder"
@@ -87,21 +89,28 @@ class Objective(nn.Module):
         lam = (low + (high - low) * draws.uniform(key, STREAM_LAMBDA, 1)[:, 0]).exp()
         rows = ladder.weights(lam)
         condition, log_variance = rows @ ladder.condition, rows @ ladder.log_variance
-        bits, pyramid, base = self.autoencode(x, key, rows, condition)
+        bits, latent = self.code(x, key, rows, condition)
+        bpp = bits / (x.shape[2] * x.shape[3])
+        lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power * ramp
+        if self.kind == "entropy":
+            loss = (lam_eff.sqrt() * bpp).mean()  # by the root, so that no λ drowns the others
+            return loss, {"loss": loss.detach(), "bpp": bpp.detach().mean()}
+        rho = self.draw_rho(key)
+        pyramid, base = self.networks.synthesis(latent, condition, rho, self.dtype)
         if self.kind == "noise":
             return self.noise(x, key, base=base, condition=condition, pyramid=pyramid)
-        bpp = bits / (x.shape[2] * x.shape[3])
         base_mse = (base - x).square().mean(dim=(1, 2, 3))
-        lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power * ramp
         metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
         distortion = MSE_WEIGHT * base_mse
         if self.lpips is not None and self.head_lpips:
             distance = self.lpips(base, x).view(len(x))
-            distortion = distortion + self.head_lpips * distance
-            metrics["base_lpips"] = distance.mean()
+            # Half of the squared error stays at any ρ: with less the light head puts its 4 × 4 grid into smooth areas.
+            distortion = (1 - rho / 2) * distortion + rho * self.head_lpips * distance
+            metrics["plain_mse"], metrics["sharp_mse"] = _shared(base_mse, 1 - rho), _shared(base_mse, rho)
+            metrics["base_lpips"] = _shared(distance, rho)
         if self.kind != "autoencoder":
             diffusion, more = self.diffuse(
-                x, key, base=base, variance=log_variance.exp().detach(), condition=condition, pyramid=pyramid
+                x, key, base=base, variance=log_variance.exp().detach(), condition=condition, rho=rho, pyramid=pyramid
             )
             # Beside the light head at its full weight: with less, the rate soon outweighs it.
             distortion = distortion + diffusion
@@ -112,10 +121,8 @@ class Objective(nn.Module):
         metrics["loss"] = loss
         return loss + 0.01 * fit, {name: value.detach() for name, value in metrics.items()}
 
-    def autoencode(
-        self, x: Tensor, key: Tensor, rows: Tensor, condition: Tensor
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Bits (B,), context pyramid and base reconstruction. Noise for the rate, rounding for the decoder's input."""
+    def code(self, x: Tensor, key: Tensor, rows: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits (B,) and the latent as it is decoded. Noise for the rate, rounding for the decoder's input."""
         nets, wide = self.networks, (slice(None), slice(None), None, None)
         pixels = x.contiguous(memory_format=torch.channels_last)
         y = nets.analysis(pixels, condition, self.dtype) * (rows @ nets.ladder.log_gain).exp()[wide]
@@ -125,11 +132,18 @@ class Objective(nn.Module):
         noise_z = draws.uniform(key, STREAM_NOISE_Z, z[0].numel()).view_as(z) - 0.5
         bits = self.rate.bits_z(z + noise_z) + self.rate.bits_y(y + noise_y, log_scale, mean)
         latent = quantise(y, mean) * (rows @ nets.ladder.log_inverse_gain).exp()[wide]
-        pyramid, base = nets.synthesis(latent.contiguous(memory_format=torch.channels_last), condition, self.dtype)
-        return bits, pyramid, base
+        return bits, latent.contiguous(memory_format=torch.channels_last)
 
     def diffuse(
-        self, x: Tensor, key: Tensor, *, base: Tensor, variance: Tensor, condition: Tensor, pyramid: list[Tensor]
+        self,
+        x: Tensor,
+        key: Tensor,
+        *,
+        base: Tensor,
+        variance: Tensor,
+        condition: Tensor,
+        rho: Tensor,
+        pyramid: list[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The distortion (B,) of the denoiser's x̂₀, and its parts for the log."""
         batch, half, own = len(x), len(x) // 2, 3 * len(x) // 4
@@ -143,7 +157,6 @@ class Objective(nn.Module):
         # Where decoding starts γ is 0 half of the time; a noised original has all its noise; in between anything goes.
         gamma = torch.where(start & (u[:, 1] < 0.5), torch.zeros_like(alpha_bar), u[:, 2])
         gamma = torch.where(noised, torch.ones_like(gamma), gamma)
-        rho = self.draw_rho(key)
         contributions = self.networks.unet.contributions(pyramid)
 
         def predict(x_t: Tensor, alpha: Tensor, part: slice) -> Tensor:
@@ -190,9 +203,14 @@ class Objective(nn.Module):
 
     def draw_rho(self, key: Tensor) -> Tensor:
         """ρ (B,): 0 for two samples in five, its maximum for two, anything between for one; 0 without LPIPS."""
-        if self.kind == "joint":
+        if self.lpips is None:
             return torch.zeros(len(key), device=key.device)
         u = draws.uniform(key, STREAM_RHO, 2)
         top = self.networks.config.rho_max
         between = torch.where(u[:, 0] < 0.8, torch.full_like(u[:, 1], top), u[:, 1] * top)
         return torch.where(u[:, 0] < 0.4, torch.zeros_like(between), between)
+
+
+def _shared(values: Tensor, shares: Tensor) -> Tensor:
+    """The mean of values (B,) weighted by shares (B,)."""
+    return (values * shares).sum() / shares.sum().clamp(min=1e-6)

@@ -12,7 +12,7 @@ from cdcodec.config import PRESETS, ModelConfig, from_dict
 from cdcodec.errors import TrainingError
 from cdcodec.lab.objective import Phase, Weights
 
-KINDS = ("autoencoder", "joint", "perceptual", "denoiser", "noise")
+KINDS = ("autoencoder", "joint", "perceptual", "denoiser", "noise", "entropy")
 FOLDER = Path(__file__).parent / "recipes"
 
 

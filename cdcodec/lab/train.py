@@ -33,6 +33,12 @@ from cdcodec.nets.networks import Networks
 
 STATE, LOG = "state.pt", "log.jsonl"
 LOG_EVERY = 50
+TRAINED = {
+    "denoiser": ("unet.",),
+    "noise": ("unet.",),
+    "entropy": ("hyper_analysis.", "hyper_synthesis.", "bottleneck."),
+}
+"""Kinds of phases that train a part of the parameters, by the beginnings of their names; the rest is frozen then."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Trainer:
         self.rate = RateModel(recipe.model).to(device)
         named = [*self.networks.named_parameters(), *self.rate.named_parameters()]
         named = [(name, p) for name, p in named if p.requires_grad]
-        self.parameters = [p for _, p in named]
+        self.names, self.parameters = [name for name, _ in named], [p for _, p in named]
         self.average = [p.detach().clone() for p in self.parameters]
         split = Split.of(named)
         self.optimisers: tuple[tuple[torch.optim.Optimizer, float], ...] = (
@@ -106,15 +112,14 @@ class Trainer:
 
     def _enter(self, index: int, phase: Phase) -> None:
         """Prepares the objective of a phase; what is frozen in it gets no gradient."""
-        kind = phase.kind
-        for p in self.parameters:
-            p.requires_grad_(kind not in ("denoiser", "noise"))
-        self.networks.unet.requires_grad_(True)
+        trained = TRAINED.get(phase.kind, ("",))
+        for name, p in zip(self.names, self.parameters, strict=True):
+            p.requires_grad_(name.startswith(trained))
         objective = Objective(
             self.networks,
             self.rate,
             lpips=self._lpips if phase.perceptual else None,
-            kind=kind,
+            kind=phase.kind,
             head_lpips=phase.lpips,
             weights=self.recipe.weights,
             dtype=self.dtype,

@@ -78,32 +78,37 @@ class Validation:
         latent = quantise(y, mean)
         bits = rate.bits_z(z) + rate.bits_y(latent, log_scale, mean)
         inverse = (weights @ networks.ladder.log_inverse_gain).exp()[:, :, None, None]
-        pyramid, base = networks.synthesis(latent * inverse, condition, self.dtype)
-        contributions = networks.unet.contributions(pyramid)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
 
         def decode(steps: int, gamma: float, rho: float) -> Tensor:
+            r = torch.tensor([rho], device=device)
+            pyramid, base = networks.synthesis(latent * inverse, condition, r, self.dtype)
+            if steps == 0:
+                return base.clamp(-1, 1)
+            contributions = networks.unet.contributions(pyramid)
+
             def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
-                a, r = torch.tensor([alpha_bar], device=device), torch.tensor([rho], device=device)
+                a = torch.tensor([alpha_bar], device=device)
                 return networks.predict(x_t, a, base, variance, condition, r, contributions, self.dtype)
 
             return ddim(denoise, gamma * noise, networks.alpha_bars(steps)).clamp(-1, 1)
 
         rho = networks.config.rho_max
         one, sharp, textured = decode(1, 0.0, 0.0), decode(1, 0.0, rho), decode(STEPS, 0.8, rho)
+        head, sharp_head = decode(0, 0.0, 0.0), decode(0, 0.0, rho)
         values = {
             "bpp": bits.item() / (x.shape[2] * x.shape[3]),
             "psnr": _psnr(one, x),
-            "psnr_head": _psnr(base.clamp(-1, 1), x),
+            "psnr_head": _psnr(head, x),
             "psnr_steps": _psnr(decode(STEPS, 0.0, 0.0), x),
             "psnr_gamma": _psnr(textured, x),
         }
         if self.lpips is not None:
-            values["lpips_head"] = self.lpips(base.clamp(-1, 1), x).item()
+            values["lpips_head"] = self.lpips(sharp_head, x).item()
             values["lpips"] = self.lpips(sharp, x).item()
             values["lpips_steps"] = self.lpips(decode(STEPS, 0.0, rho), x).item()
             values["lpips_gamma"] = self.lpips(textured, x).item()
-        return values, [base, one, sharp, textured]
+        return values, [head, sharp_head, sharp, textured]
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:

@@ -82,28 +82,33 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """g_c(ŷ; λ): decoded latent → context pyramid, finest first, and the light head's picture b.
+    """g_c(ŷ; λ, ρ): decoded latent → context pyramid, finest first, and the light head's picture b.
 
-        ŷ ─┬─ conv ─ blocks ─ ↑2 ─ blocks ─ ↑2 ─ blocks ─ norm ─ conv ─ shuffle 4 ─ + ─ b
-           └────────────────────── inverse cosine transform ──────────────────────┘
+        ŷ ─┬─ conv ─ blocks ─ ↑2 ─ blocks ─ ↑2 ─ blocks ─ norm ─ conv + ρ·conv ─ shuffle 4 ─ + ─ b
+           └─────────────────────────── inverse cosine transform ──────────────────────────┘
 
-    In: ŷ (B, C_y, h, w) float32 behind the inverse gain. Out: list of (B, C_i, 4h, 4w), (…, 2h, 2w), (…, h, w) in
-    `dtype`, and b (B, 3, 16h, 16w) float32, the base reconstruction that `--steps 0` shows.
+    In: ŷ (B, C_y, h, w) float32 behind the inverse gain, condition (B, K), ρ (B,). Out: list of (B, C_i, 4h, 4w),
+    (…, 2h, 2w), (…, h, w) in `dtype`, and b (B, 3, 16h, 16w) float32, the base reconstruction that `--steps 0` shows.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths = config.analysis_widths
         self.embed = Linear(config.condition, config.embedding)
+        self.embed_rho = Linear(1, config.embedding, bias=False)
+        nn.init.zeros_(self.embed_rho.weight)
         self.stem = conv3(config.latent, widths[-1])
         self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
         self.ups = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
         self.head = conv3(widths[0], 3 * config.unshuffle**2, zero=True)
+        self.realism = conv3(widths[0], 3 * config.unshuffle**2, zero=True)
         self.unshuffle = config.unshuffle
         self.transform = BlockTransform(config)
 
-    def forward(self, latent: Tensor, condition: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-        embedding = F.silu(self.embed(condition))
+    def forward(
+        self, latent: Tensor, condition: Tensor, rho: Tensor, dtype: torch.dtype
+    ) -> tuple[list[Tensor], Tensor]:
+        embedding = F.silu(self.embed(condition) + self.embed_rho(rho[:, None]))
         h = self.stem(latent).to(dtype)
         pyramid: list[Tensor] = []
         for i in reversed(range(len(self.levels))):
@@ -112,7 +117,9 @@ class Synthesis(nn.Module):
             pyramid.insert(0, h)
             if i:
                 h = self.ups[i - 1](h)
-        return pyramid, self.transform.inverse(latent) + F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()
+        h = norm(h)
+        added = self.head(h) + rho[:, None, None, None].to(dtype) * self.realism(h)
+        return pyramid, self.transform.inverse(latent) + F.pixel_shuffle(added, self.unshuffle).float()
 
 
 def _blocks(width: int, config: ModelConfig) -> nn.ModuleList:

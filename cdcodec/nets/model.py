@@ -105,14 +105,16 @@ class Model:
         if steps == 0:
             if self.config.blocks == "paper":
                 raise SettingError(f"{self.config.preset} has no light head to decode with alone; take 1 step or more")
-            return _pixels(tiling.run(lambda box: self._context(box.of(y, whole), given)[-1:], self.reach.synthesis)[0])
+            base = tiling.run(lambda box: self._context(box.of(y, whole), given, rho)[-1:], self.reach.synthesis)[0]
+            return _pixels(base)
         denoise = self._denoiser(y, given, tiling, rho=rho, steps=steps)
         report = None if progress is None else lambda i, _: progress(i + 1, steps)
         return _pixels(ddim(denoise, self._start(whole, gamma, seed), self.networks.alpha_bars(steps), report))
 
-    def _context(self, y: Tensor, given: Conditioning) -> list[Tensor]:
+    def _context(self, y: Tensor, given: Conditioning, rho: float) -> list[Tensor]:
         """The context pyramid and, where there is one, the light head's picture."""
-        pyramid, base = self.networks.synthesis(y, given.condition, self.dtype)
+        realism = torch.tensor([rho], device=y.device)
+        pyramid, base = self.networks.synthesis(y, given.condition, realism, self.dtype)
         return [*pyramid] if base is None else [*pyramid, base]
 
     def _denoiser(self, y: Tensor, given: Conditioning, tiling: Tiling, *, rho: float, steps: int) -> Denoiser:
@@ -124,10 +126,10 @@ class Model:
             return self.networks.denoiser(pyramid, base, given, rho=rho, steps=steps, dtype=self.dtype)
 
         if tiling.single:
-            return denoiser(self._context(y, given))
+            return denoiser(self._context(y, given, rho))
 
         def context(box: Box) -> list[Tensor]:
-            return self._context(box.of(y, whole), given)
+            return self._context(box.of(y, whole), given, rho)
 
         # The compact pyramid is small, and kept; the paper's has 64 channels at full resolution, and is made anew.
         kept = [] if paper else tiling.run(context, reach.synthesis)

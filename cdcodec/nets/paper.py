@@ -146,7 +146,7 @@ class Synthesis(nn.Module):
             self.ups.append(ConvTranspose2d(width, out))
             channels = out
 
-    def forward(self, latent: Tensor, condition: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], None]:
+    def forward(self, latent: Tensor, condition: Tensor, rho: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], None]:
         h = latent.to(dtype)
         pyramid: list[Tensor] = []
         for block, up in zip(self.levels, self.ups, strict=True):
