@@ -87,6 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root, source = Path(folder), Path(folder) / "in.png"
+        (root / "weights").mkdir()
         weights = options.weights or seeded_weights(root / "weights", options.model)
         picture = enlarged(*options.size)
         picture.save(source, compress_level=1)

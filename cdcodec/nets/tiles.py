@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cdcodec.config import SMALLEST_TILE, ModelConfig
 
-AUTO = {"compact": (6 * 10**6, 1024), "paper": (3 * 10**6, 768)}
+AUTO = {"compact": (6 * 10**6, 1024), "paper": (3 * 10**6, 640)}
 """What "auto" does, by kind of blocks: for pictures of more than so many pixels, tiles of this side. Whole, a picture
 takes about 0.4 kB a pixel with compact-x in float32 (measured on a CPU), and several times that with paper-x."""
 OVERLAP = SMALLEST_TILE // 4
