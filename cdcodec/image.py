@@ -35,6 +35,7 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
     "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+    "PNG": {"compress_level": 4},  # half the time of Pillow's 6, less than 1 % more bytes: a batch waits for it
 }
 _pillow_lock = threading.RLock()
 
@@ -257,7 +258,7 @@ def _render(image: Image.Image, format: str, depth: int) -> bytes:
     """The bytes of a picture file."""
     options = _SAVE_OPTIONS.get(format, {}) | metadata.save_options(image, format)
     if depth == 16 and format == "PNG":
-        return modes.widen_png(_png(image, **options, compress_level=1), np.asarray(image))
+        return modes.widen_png(_png(image, **options | {"compress_level": 1}), np.asarray(image))
     if depth == 16:
         if format != "TIFF" or image.mode != "L":
             raise ImageError(f"{image.mode} at 16 bits cannot be written as {format}; write PNG, or at 8 bits")
