@@ -37,6 +37,7 @@ def enlarged(height: int, width: int) -> Image.Image:
 
 
 def seeded_weights(root: Path, preset: str) -> Path:
+    root.mkdir()
     if preset == "compact-x":
         return conftest.write_tiny_weights(root, PRESETS[preset])
     from cdcodec.lab.authors import import_checkpoint
@@ -87,7 +88,6 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root, source = Path(folder), Path(folder) / "in.png"
-        (root / "weights").mkdir()
         weights = options.weights or seeded_weights(root / "weights", options.model)
         picture = enlarged(*options.size)
         picture.save(source, compress_level=1)

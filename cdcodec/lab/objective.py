@@ -1,5 +1,5 @@
-"""The training objective: λ·bpp + (1 − ρ)·w(t)·‖x̂₀ − x‖² + ρ·κ·LPIPS (paper eq. 9, with one ladder for all λ and ρ),
-for the light head's picture as for the denoiser's.
+"""The training objective: λ·bpp + (1 − ρ)·w(t)·‖x̂₀ − x‖² + ρ·κ·LPIPS (paper eq. 9, with one ladder for all λ and ρ).
+For the light head's picture 1 − ρ/2 stands for 1 − ρ, and a κ of its own.
 
 ‖·‖² is the mean over elements, x in [−1, 1]. Every random number is drawn from the samples' keys (draws.py).
 """

@@ -80,9 +80,15 @@ class Validation:
         inverse = (weights @ networks.ladder.log_inverse_gain).exp()[:, :, None, None]
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
 
-        def decode(steps: int, gamma: float, rho: float) -> Tensor:
+        def context(rho: float) -> tuple[Tensor, list[Tensor], Tensor]:
             r = torch.tensor([rho], device=device)
-            pyramid, base = networks.synthesis(latent * inverse, condition, r, self.dtype)
+            return r, *networks.synthesis(latent * inverse, condition, r, self.dtype)
+
+        rho = networks.config.rho_max
+        contexts = {r: context(r) for r in (0.0, rho)}
+
+        def decode(steps: int, gamma: float, rho: float) -> Tensor:
+            r, pyramid, base = contexts[rho]
             if steps == 0:
                 return base.clamp(-1, 1)
             contributions = networks.unet.contributions(pyramid)
@@ -93,7 +99,6 @@ class Validation:
 
             return ddim(denoise, gamma * noise, networks.alpha_bars(steps)).clamp(-1, 1)
 
-        rho = networks.config.rho_max
         one, sharp, textured = decode(1, 0.0, 0.0), decode(1, 0.0, rho), decode(STEPS, 0.8, rho)
         head, sharp_head = decode(0, 0.0, 0.0), decode(0, 0.0, rho)
         values = {
