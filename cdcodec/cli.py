@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import click
 
 from cdcodec import __version__, files
 from cdcodec.config import DEFAULT_LAMBDA
+from cdcodec.device import keep_freed_memory
 from cdcodec.errors import CdcodecError, TrainingError, WeightsError
 from cdcodec.lab.commands import compare_command, eval_command
 from cdcodec.options import (
@@ -32,9 +32,6 @@ from cdcodec.options import (
     weights_option,
 )
 from cdcodec.weights_commands import weights_group
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
 
 
 @click.group(cls=Program, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -203,6 +200,7 @@ def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: P
         chosen = None if resume else recipes.load_recipe(recipe or "compact-x")
         whole = chosen and (chosen.model.shares or chosen.preset)
         tensors = store.load_tensors(start, preset=whole)[0] if whole and start else None
+        keep_freed_memory()
         trainer.train(images, run, chosen, start=tensors, **options)
 
 
@@ -294,7 +292,7 @@ def _loader(options: dict[str, Any]) -> Callable[..., Any]:
         from cdcodec import weights as store
 
         _set_threads(options["threads"])
-        _keep_freed_memory()
+        keep_freed_memory()
         return store.load_model(store.find_weights(options["weights"]), **running, **which)
 
     return load
@@ -305,17 +303,6 @@ def _set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed: by default it gives each activation back to the kernel and asks for
-    the next one anew, page by page, which takes a tenth of a large picture's time. Elsewhere this does nothing."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-        mallopt(parameter, 2**30)
 
 
 def _rung(ladder: tuple[float, ...], quality: int) -> float:

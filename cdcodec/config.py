@@ -58,8 +58,8 @@ class ModelConfig:
     hyper_widths: tuple[int, ...] = (192, 160)
     hyper_slope: float = 0.0
     hyper_scale: str = "log"
-    unet_widths: tuple[int, ...] = (64, 128, 256)
-    unet_depth: int = 2
+    unet_widths: tuple[int, ...] = (48, 96, 192)
+    unet_depth: int = 1
     context: int = 0
     condition: int = 32
     embedding: int = 192

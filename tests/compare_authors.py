@@ -24,6 +24,7 @@ from torch import Tensor
 
 from cdcodec import codec, weights
 from cdcodec.bits.tables import ideal_bits
+from cdcodec.device import keep_freed_memory
 from cdcodec.lab.authors import estimated_bits, import_checkpoint
 from cdcodec.nets.diffusion import ddim
 from cdcodec.weights import Checkpoint
@@ -116,7 +117,7 @@ def compare_latents(theirs: Any, ours: Checkpoint, prior: dict[str, Tensor], pix
 def compare_pictures(
     theirs: Any, ours: Checkpoint, low: Checkpoint | None, latent: Tensor, steps: list[int]
 ) -> dict[str, Tensor]:
-    """From the same ŷ on; `low` is our model in bfloat16."""
+    """From the same ŷ on; `low` is our model in bfloat16. Ours keep freed memory as they do in `cdcodec decode`."""
     preset, recorded = ours.config.preset, {}
     context = theirs.context_fn.decode(latent)
     given = ours.model.condition(ours.ladder[0])
@@ -136,6 +137,7 @@ def compare_pictures(
         seconds, expected = timed(lambda n=count: sample(theirs, preset, context, 0.8 * noise, n))
         recorded[f"sample.{count}"] = expected
         print(f"  {count} steps: theirs {seconds:.2f} s")
+        keep_freed_memory()
         for name, checkpoint, dtype in (("float32", ours, torch.float32), ("bfloat16", low, torch.bfloat16)):
             if checkpoint is not None:
                 seconds, result = timed(lambda c=checkpoint, d=dtype, n=count: decoded(c, latent, noise, n, d))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from cdcodec import cli, codec
+from cdcodec import codec, device
 from cdcodec.cli import main
 from cdcodec.config import PRESETS, SMALLEST_TILE, ModelConfig
 from cdcodec.nets import tiles
@@ -82,7 +82,7 @@ def narrow(preset: str, **changes: Any) -> ModelConfig:
 
 SMALL = {"analysis_widths": (8, 8, 8), "unet_widths": (8, 8, 16)}
 CONFIGS = {
-    "deep": narrow("compact-x", **SMALL),
+    "deep": narrow("compact-x", **SMALL, analysis_depth=2, unet_depth=2),
     "shallow": narrow("compact-x", **SMALL, analysis_depth=1, unet_depth=1),
     "paper": narrow("paper-x", analysis_widths=(8, 8, 8, 8), unet_widths=(8,) * 6, context=8),
 }
@@ -97,8 +97,8 @@ def test_no_network_looks_further_than_its_reach_and_the_reach_is_no_larger_than
     condition, embedding = (torch.zeros(1, n, dtype=torch.float64) for n in (config.condition, config.embedding))
     height = 2 * max(reach) + 6 * unit
 
-    def unet(x: Tensor, *pyramid: Tensor) -> list[Tensor]:
-        return [nets.unet(x, embedding, nets.unet.contributions(list(pyramid)))]
+    def unet(x: Tensor, base: Tensor, *pyramid: Tensor) -> list[Tensor]:
+        return [nets.unet(x, embedding, nets.unet.contributions(list(pyramid), base))]
 
     def synthesis(y: Tensor) -> list[Tensor]:
         pyramid, base = nets.synthesis(y, condition, torch.zeros(1), torch.float64)
@@ -124,9 +124,9 @@ def test_no_network_looks_further_than_its_reach_and_the_reach_is_no_larger_than
         assert reach.analysis - unit < furthest(analysis, [(3, 1)], 0) <= reach.analysis
         assert reach.synthesis - unit < furthest(synthesis, [(8, 16)], 0) <= reach.synthesis
         if config.blocks == "compact":
-            inputs = [(3, 1), (8, 4), (8, 8), (8, 16)]
+            inputs = [(3, 1), (3, 1), (8, 4), (8, 8), (8, 16)]
             assert reach.unet - unit < furthest(unet, inputs, 0) <= reach.unet
-            assert all(furthest(unet, inputs, level) <= reach.unet for level in (1, 2, 3))
+            assert all(furthest(unet, inputs, which) <= reach.unet for which in (1, 2, 3, 4))
 
 
 @pytest.mark.parametrize(("size", "tile", "count"), [
@@ -207,10 +207,10 @@ def test_the_command_line_refuses_what_is_no_tile(command: str, tile: str) -> No
 def test_keeping_freed_memory_is_harmless_where_there_is_no_mallopt(monkeypatch) -> None:
     for error in (AttributeError, OSError, TypeError):
         monkeypatch.setattr("ctypes.CDLL", mock.Mock(side_effect=error))
-        cli._keep_freed_memory()
+        device.keep_freed_memory()
     called = mock.Mock()
     monkeypatch.setattr("ctypes.CDLL", called)
-    cli._keep_freed_memory()
+    device.keep_freed_memory()
     assert {call.args for call in called.return_value.mallopt.call_args_list} == {(-1, 2**30), (-3, 2**30)}
 
 

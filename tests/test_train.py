@@ -157,6 +157,31 @@ def test_lpips_reaches_the_light_head_where_rho_asks_for_it(
         assert ("base_lpips" in run.step()) == bool(lpips)
 
 
+def test_lpips_compares_both_pictures_at_one_place_that_is_drawn_anew(photographs: Path, monkeypatch) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Seeing(Distance):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            seen.append((a, b))
+            return super().forward(a, b)
+
+    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Seeing())
+    run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
+    run.step()
+    seen.clear()
+    x = torch.randn(200, 3, 16, 16).requires_grad_()
+    distance = run.objective.distance(x, x.detach() + 1, draws.keys(1, 2, torch.arange(200)))
+    distance.sum().backward()
+    (a, b), = seen
+    assert torch.equal(a + 1, b)
+    assert distance.shape == (200,)
+    places = {(d, r) for i in range(200) for d in range(4) for r in range(4)
+              if torch.equal(a[i], x[i, :, d : d + 13, r : r + 13])}  # fmt: skip
+    assert len(places) == 16, "every shift comes, and each is a plain cut"
+    assert x.grad is not None
+    assert x.grad.count_nonzero() == a.numel()
+
+
 def test_two_processes_have_the_gradients_of_one(photographs: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("two_processes.py")
     environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533",

@@ -19,6 +19,7 @@ from cdcodec.nets.hyperprior import quantise
 from cdcodec.nets.networks import Networks
 
 STREAM_LAMBDA, STREAM_RHO, STREAM_NOISE_Y, STREAM_NOISE_Z, STREAM_EPS, STREAM_STATE = 3, 4, 5, 6, 7, 8
+STREAM_SHIFT, SHIFTS = 9, 4
 MSE_WEIGHT, SNR_WEIGHT_MAX = 2.0, 5.0
 
 
@@ -103,7 +104,7 @@ class Objective(nn.Module):
         metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
         distortion = MSE_WEIGHT * base_mse
         if self.lpips is not None and self.head_lpips:
-            distance = self.lpips(base, x).view(len(x))
+            distance = self.distance(base, x, key)
             # Half of the squared error stays at any ρ: with less the light head puts its 4 × 4 grid into smooth areas.
             distortion = (1 - rho / 2) * distortion + rho * self.head_lpips * distance
             metrics["plain_mse"], metrics["sharp_mse"] = _shared(base_mse, 1 - rho), _shared(base_mse, rho)
@@ -157,7 +158,9 @@ class Objective(nn.Module):
         # Where decoding starts γ is 0 half of the time; a noised original has all its noise; in between anything goes.
         gamma = torch.where(start & (u[:, 1] < 0.5), torch.zeros_like(alpha_bar), u[:, 2])
         gamma = torch.where(noised, torch.ones_like(gamma), gamma)
-        contributions = self.networks.unet.contributions(pyramid)
+        # The light head answers for its own error alone; what ρ asks for is left to the denoiser.
+        base = base.detach()
+        contributions = self.networks.unet.contributions(pyramid, base)
 
         def predict(x_t: Tensor, alpha: Tensor, part: slice) -> Tensor:
             parts = [[c[part] for c in level] for level in contributions]
@@ -165,8 +168,6 @@ class Objective(nn.Module):
                 x_t, alpha, base[part], variance[part], condition[part], rho[part], parts, self.dtype
             )
 
-        # The light head answers for its own error alone; what ρ asks for is left to the denoiser.
-        base = base.detach()
         last = slice(own, batch)
         with torch.no_grad():
             first = predict(gamma[last, None, None, None] * eps[last], torch.zeros_like(alpha_bar[last]), last)
@@ -181,7 +182,7 @@ class Objective(nn.Module):
         metrics = {"start_gain": gain, "noised_mse": mse[half:own].mean(), "own_mse": mse[own:].mean()}
         if self.lpips is None or self.kind == "joint":
             return snr_weight * mse, metrics
-        distance = self.lpips(x_0, x).view(batch)
+        distance = self.distance(x_0, x, key)
         metrics["lpips"] = distance.mean()
         return (1 - rho) * snr_weight * mse + rho * self.weights.kappa * distance, metrics
 
@@ -195,11 +196,27 @@ class Objective(nn.Module):
         a = alpha_bar[:, None, None, None]
         x_t = a.sqrt() * x + (1 - a).sqrt() * eps
         nothing = torch.zeros_like(alpha_bar)
-        x_0 = self.networks.predict(
-            x_t, alpha_bar, base, nothing, condition, nothing, self.networks.unet.contributions(pyramid), self.dtype
-        )
+        contributions = self.networks.unet.contributions(pyramid, base)
+        x_0 = self.networks.predict(x_t, alpha_bar, base, nothing, condition, nothing, contributions, self.dtype)
         loss = (from_x(x_0, "eps", x_t, a) - eps).square().mean()
         return loss, {"loss": loss.detach(), "x_mse": (x_0.detach() - x).square().mean()}
+
+    def distance(self, x_0: Tensor, x: Tensor, key: Tensor) -> Tensor:
+        """LPIPS (B,), both pictures moved by the same 0 to 3 pixels down and right.
+
+        Its first layers see every second or fourth pixel only: at a fixed place a decoder of 4 × 4 blocks learns to
+        hide its grid from it.
+        """
+        assert self.lpips is not None, "asked of perceptual phases only"
+        side = torch.arange(x.shape[2] - SHIFTS + 1, device=x.device)
+        down, right = (side + (draws.uniform(key, STREAM_SHIFT, 2) * SHIFTS).long()[:, :, None]).unbind(1)
+
+        def moved(picture: Tensor) -> Tensor:
+            rows = picture.gather(2, down[:, None, :, None].expand(-1, 3, -1, picture.shape[3]))
+            return rows.gather(3, right[:, None, None, :].expand(-1, 3, rows.shape[2], -1)).to(self.dtype)
+
+        values: Tensor = self.lpips(moved(x_0), moved(x))
+        return values.view(len(x)).float()
 
     def draw_rho(self, key: Tensor) -> Tensor:
         """ρ (B,): 0 for two samples in five, its maximum for two, anything between for one; 0 without LPIPS."""

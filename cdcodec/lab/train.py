@@ -108,7 +108,8 @@ class Trainer:
         self._phase = -1
         self._lpips: nn.Module | None = None
         if any(phase.perceptual for phase in recipe.phases):
-            self._lpips = load_lpips(recipe.lpips, metric_weights).to(device)
+            self._lpips = load_lpips(recipe.lpips, metric_weights)
+            self._lpips.to(device, dtype).to(memory_format=torch.channels_last)
 
     def _enter(self, index: int, phase: Phase) -> None:
         """Prepares the objective of a phase; what is frozen in it gets no gradient."""

@@ -91,7 +91,7 @@ class Validation:
             r, pyramid, base = contexts[rho]
             if steps == 0:
                 return base.clamp(-1, 1)
-            contributions = networks.unet.contributions(pyramid)
+            contributions = networks.unet.contributions(pyramid, base)
 
             def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
                 a = torch.tensor([alpha_bar], device=device)

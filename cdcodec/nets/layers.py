@@ -44,6 +44,11 @@ def norm(x: Tensor) -> Tensor:
     return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],)).permute(0, 3, 1, 2)
 
 
+def added(x: Tensor, y: Tensor) -> Tensor:
+    """x + y; in the memory of x, which is the caller's own, where no gradient needs it."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
 class Upsample(nn.Module):
     """Twice the resolution: 1×1 convolution to four times the channels, then pixel-shuffle."""
 
@@ -81,8 +86,8 @@ class Block(nn.Module):
         scale, shift = self.modulation(embedding)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
         h = self.conv1(F.silu(torch.addcmul(shift, norm(x), 1 + scale)))
         if contribution is not None:
-            h = h + contribution
-        return self.shortcut(x) + self.conv2(F.silu(h))
+            h = added(h, contribution)
+        return added(self.conv2(F.silu(h)), self.shortcut(x))
 
 
 def fourier(u: Tensor, pairs: int) -> Tensor:

@@ -99,9 +99,9 @@ class Networks(nn.Module):
         dtype: torch.dtype,
     ) -> Denoiser:
         """What `diffusion.ddim` takes: x̂_0 of (x_t, ᾱ), for the ᾱ of the steps. The context's part is computed once."""
-        contributions = self.unet.contributions(pyramid)
         if base is None:
-            return self._plain_denoiser(contributions, steps, dtype)
+            return self._plain_denoiser(self.unet.contributions(pyramid), steps, dtype)
+        contributions = self.unet.contributions(pyramid, base)
 
         def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
             level, realism = (torch.tensor([v], dtype=torch.float32, device=x_t.device) for v in (alpha_bar, rho))

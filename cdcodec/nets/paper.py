@@ -3,7 +3,8 @@
 A module of its own, because nothing but the interface is common with the compact networks: normalisation behind the
 convolutions, the embedding as a shift, global attention, resampling by strided and transposed convolutions, skips at
 all resolutions but the finest. Algebra, not approximation, makes it faster than the original: convolutions over
-[x, context] are split, and attention is folded into one matrix per picture.
+[x, context] are split, attention is folded into one matrix per picture and its sums go row by row, and the last
+convolution makes four pixels at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
-from cdcodec.nets.layers import Conv2d, Linear, conv3
+from cdcodec.nets.layers import Conv2d, Linear, added, conv3
 
 FIRST_KERNEL = 7
 """Side of the convolutions that see pixels; all others are 3×3."""
@@ -30,6 +31,24 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.conv_transpose2d(x, self.weight.to(x.dtype), bias, 2, 1)
+
+
+class Head(Conv2d):
+    """The last convolution, to three channels: too few for matrix units, so 2 × 2 pixels are made as twelve channels.
+
+    (B, C, H, W) → (B, 3, H, W), H and W even: the k × k kernel becomes one of (k + 1) × (k + 1) and stride 2, in which
+    it stands at four places.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 3, FIRST_KERNEL, padding=FIRST_KERNEL // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype)
+        places = [F.pad(weight, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1)]
+        bias = None if self.bias is None else self.bias.to(x.dtype).repeat_interleave(4)
+        pixels = F.conv2d(x, torch.stack(places, dim=1).flatten(0, 1), bias, 2, FIRST_KERNEL // 2)
+        return F.pixel_shuffle(pixels, 2)
 
 
 class Norm(nn.Module):
@@ -82,8 +101,8 @@ class Block(nn.Module):
             h, shortcut = h.add_(contribution[0]), shortcut.add_(contribution[1])  # of convolutions: own memory
         h = F.relu(self.norm1(h), inplace=True)
         if self.shift is not None and embedding is not None:
-            h = h + self.shift(F.leaky_relu(embedding, 0.2))[:, :, None, None].to(h.dtype)
-        return F.relu(self.norm2(self.conv2(h)), inplace=True) + shortcut
+            h = added(h, self.shift(F.leaky_relu(embedding, 0.2))[:, :, None, None].to(h.dtype))
+        return added(F.relu(self.norm2(self.conv2(h)), inplace=True), shortcut)
 
 
 class Attention(nn.Module):
@@ -104,14 +123,16 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → the same shape."""
         batch, channels, height, width = x.shape
-        pixels = self.norm.last(x.permute(0, 2, 3, 1)).reshape(batch, height * width, channels)
+        pixels = self.norm.last(x.permute(0, 2, 3, 1))
         keys = pixels @ self.key.t().to(x.dtype)
-        keys = keys.sub_(keys.detach().amax(dim=1, keepdim=True)).exp_()
-        mass = keys.sum(dim=1, dtype=torch.float32)[:, :, None]
-        context = (keys.transpose(1, 2) @ pixels).float() @ self.value.t().float() / mass
+        keys = keys.sub_(keys.detach().amax(dim=(1, 2), keepdim=True)).exp_()
+        mass = keys.sum(dim=2).sum(dim=1, dtype=torch.float32)[:, :, None]
+        rows = keys.flatten(0, 1).transpose(1, 2) @ pixels.flatten(0, 1)
+        total = rows.unflatten(0, (batch, height)).sum(dim=1, dtype=torch.float32)
+        context = total @ self.value.t().float() / mass
         matrix = self.out.float() @ context.transpose(1, 2) @ self.query.float() * channels**-0.5
-        out = torch.baddbmm(self.bias.to(x.dtype), pixels, matrix.transpose(1, 2).to(x.dtype))
-        return x + out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        out = torch.baddbmm(self.bias.to(x.dtype), pixels.flatten(1, 2), matrix.transpose(1, 2).to(x.dtype))
+        return added(out.unflatten(1, (height, width)).permute(0, 3, 1, 2), x)
 
 
 class Analysis(nn.Module):
@@ -213,7 +234,7 @@ class UNet(nn.Module):
         self.up_levels = nn.ModuleList(Level(2 * b, a, e) for a, b in reversed(list(pairwise(widths))))
         self.ups = nn.ModuleList(ConvTranspose2d(width, width) for width in reversed(widths[:-1]))
         self.norm = Norm(widths[0])
-        self.head = Conv2d(widths[0], 3, FIRST_KERNEL, padding=FIRST_KERNEL // 2)
+        self.head = Head(widths[0])
 
     def embed(self, time: Tensor) -> Tensor:
         """Time (B,) in [0, 1) → embedding (B, E) float32."""

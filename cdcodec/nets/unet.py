@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
-from cdcodec.nets.layers import Block, Linear, Upsample, conv3, fourier, norm
+from cdcodec.nets.layers import Block, Linear, Upsample, added, conv3, fourier, norm
 
 NOISE_FEATURES = 6
 LOG_SIGMA_RANGE = (-6.0, 3.0)
@@ -21,14 +21,14 @@ LOG_SIGMA_RANGE = (-6.0, 3.0)
 class UNet(nn.Module):
     """Picture-shaped input (B, 3, H, W) → picture-shaped output (B, 3, H, W) float32, given context and embedding.
 
-        x ─ unshuffle 4 ─ conv ─ blocks ──────────── cat ─ blocks ─ norm ─ conv ─ shuffle 4 ─
-                                   ↓2                 ↑2
-                                 blocks ──── cat ─ blocks
-                                   ↓2         ↑2
-                                 blocks ─── blocks              every block is told the context of its resolution
+        x ─ unshuffle 4 ─ conv ─ + ─ blocks ──────────── cat ─ blocks ─ norm ─ conv ─ shuffle 4 ─
+        b ─ unshuffle 4 ─ conv ─ ┘     ↓2                 ↑2
+                                     blocks ──── cat ─ blocks
+                                       ↓2         ↑2
+                                     blocks ─── blocks           every block is told the context of its resolution
 
-    `contributions` (what the blocks take from the context pyramid) and the embedding do not depend on x: compute the
-    first once per picture, the second once per step.
+    `contributions` (what it takes from the base reconstruction b and from the context pyramid) and the embedding do
+    not depend on x: compute the first once per picture, the second once per step.
     """
 
     down_blocks: Any  # lists of lists of Block, which nn.ModuleList cannot say
@@ -41,6 +41,7 @@ class UNet(nn.Module):
         self.embed_in = Linear(2 * NOISE_FEATURES + config.condition + 1, e)
         self.embed_out = Linear(e, e)
         self.stem = conv3(3 * self.unshuffle**2, widths[0])
+        self.base = conv3(3 * self.unshuffle**2, widths[0])
         depth = range(config.unet_depth)
         self.down_blocks = nn.ModuleList(
             nn.ModuleList(Block(w, w, e, c) for _ in depth) for w, c in zip(widths, context, strict=True)
@@ -60,20 +61,26 @@ class UNet(nn.Module):
         features = torch.cat((fourier(u, NOISE_FEATURES), condition, rho[:, None]), dim=1)
         return F.silu(self.embed_out(F.silu(self.embed_in(features))))
 
-    def contributions(self, pyramid: list[Tensor]) -> list[list[Tensor]]:
-        """Per level the contributions of the context to the blocks down and up, each (B, width, H_i, W_i)."""
-        return [
+    def contributions(self, pyramid: list[Tensor], base: Tensor) -> list[list[Tensor]]:
+        """Of the base (B, 3, H, W) to the stem, then per level of the context to the blocks down and up.
+
+        Each (B, width, H_i, W_i) in the pyramid's dtype.
+        """
+        seen = base.to(pyramid[0].dtype).contiguous(memory_format=torch.channels_last)
+        told = [
             [block.contribute(normed) for block in (*self.down_blocks[i], *self.up_blocks[i])]
             # The pyramid's levels are residual streams of very different sizes: unnormed, the finest drowns all else.
             for i, normed in enumerate(map(norm, pyramid))
         ]
+        return [[self.base(F.pixel_unshuffle(seen, self.unshuffle))], *told]
 
     def forward(self, x: Tensor, embedding: Tensor, contributions: list[list[Tensor]]) -> Tensor:
-        h = self.stem(F.pixel_unshuffle(x, self.unshuffle))
+        (base,), *told = contributions
+        h = added(self.stem(F.pixel_unshuffle(x, self.unshuffle)), base)
         skips: list[Tensor] = []
         last = len(self.down_blocks) - 1
         for i, blocks in enumerate(self.down_blocks):
-            for block, contribution in zip(blocks, contributions[i][: len(blocks)], strict=True):
+            for block, contribution in zip(blocks, told[i][: len(blocks)], strict=True):
                 h = block(h, embedding, contribution)
             if i < last:
                 skips.append(h)
@@ -82,6 +89,6 @@ class UNet(nn.Module):
             if i < last:
                 h = torch.cat((self.ups[i](h), skips[i]), dim=1)
             blocks = self.up_blocks[i]
-            for block, contribution in zip(blocks, contributions[i][len(blocks) :], strict=True):
+            for block, contribution in zip(blocks, told[i][len(blocks) :], strict=True):
                 h = block(h, embedding, contribution)
         return F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()
