@@ -99,7 +99,9 @@ class Objective(nn.Module):
         rho = self.draw_rho(key)
         pyramid, base = self.networks.synthesis(latent, condition, rho, self.dtype)
         if self.kind == "noise":
-            return self.noise(x, key, base=base, condition=condition, pyramid=pyramid)
+            return self.noise(
+                x, key, base=base, variance=log_variance.exp(), condition=condition, rho=rho, pyramid=pyramid
+            )
         base_mse = (base - x).square().mean(dim=(1, 2, 3))
         metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
         distortion = MSE_WEIGHT * base_mse
@@ -187,7 +189,15 @@ class Objective(nn.Module):
         return (1 - rho) * snr_weight * mse + rho * self.weights.kappa * distance, metrics
 
     def noise(
-        self, x: Tensor, key: Tensor, *, base: Tensor, condition: Tensor, pyramid: list[Tensor]
+        self,
+        x: Tensor,
+        key: Tensor,
+        *,
+        base: Tensor,
+        variance: Tensor,
+        condition: Tensor,
+        rho: Tensor,
+        pyramid: list[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared error of the noise that the denoiser predicts."""
         low, high = math.log(SIGMA_RANGE[0]), math.log(SIGMA_START)
@@ -195,9 +205,8 @@ class Objective(nn.Module):
         eps = draws.normal(key, STREAM_EPS, x[0].numel()).view_as(x)
         a = alpha_bar[:, None, None, None]
         x_t = a.sqrt() * x + (1 - a).sqrt() * eps
-        nothing = torch.zeros_like(alpha_bar)
         contributions = self.networks.unet.contributions(pyramid, base)
-        x_0 = self.networks.predict(x_t, alpha_bar, base, nothing, condition, nothing, contributions, self.dtype)
+        x_0 = self.networks.predict(x_t, alpha_bar, base, variance, condition, rho, contributions, self.dtype)
         loss = (from_x(x_0, "eps", x_t, a) - eps).square().mean()
         return loss, {"loss": loss.detach(), "x_mse": (x_0.detach() - x).square().mean()}
 

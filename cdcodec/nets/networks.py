@@ -66,21 +66,17 @@ class Networks(nn.Module):
     ) -> Tensor:
         """x̂_0 (B, 3, H, W) float32 from x_t, base (B, 3, H, W), alpha_bar, variance, rho (B,), condition (B, K).
 
-        For the schedule "sigma". A prediction of x is preconditioned on the base; one of ε is of x_t as it stands.
+        For the schedule "sigma". Preconditioned on the base, predictions of x and of ε differ in their sign alone (left
+        out here): both are of what the best linear estimate leaves over, at unit variance (Karras et al. 2022, arXiv
+        2206.00364, table 1). The parametrisations differ in what they are trained for and where sampling starts.
         """
         wide = (slice(None), None, None, None)
         embedding = self.unet.embed(sigma_of_alpha_bar(alpha_bar), condition, rho)
-
-        def raw(told: Tensor) -> Tensor:
-            # The U-Net's convolutions are fastest with channels last, so its input is laid out so.
-            fed = told.to(dtype).contiguous(memory_format=torch.channels_last)
-            output: Tensor = self.unet(fed, embedding, contributions)
-            return output
-
-        if self.config.parametrisation == "eps":
-            return to_x(raw(x_t), "eps", x_t, alpha_bar[wide])
         state = Preconditioned.of(x_t, base, variance[wide], alpha_bar[wide])
-        return state.x_0(raw(state.input))
+        # The U-Net's convolutions are fastest with channels last, so its input is laid out so.
+        fed = state.input.to(dtype).contiguous(memory_format=torch.channels_last)
+        output: Tensor = self.unet(fed, embedding, contributions)
+        return state.x_0(output)
 
     def alpha_bars(self, steps: int) -> list[float]:
         """The ᾱ of `steps` ≥ 1 sampling steps, as `diffusion.ddim` takes them."""
