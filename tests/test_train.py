@@ -302,7 +302,7 @@ def test_the_recipes_that_come_with_cdcodec_are_sound() -> None:
     for name in ("compact-x", "compact-eps", "smoke"):
         recipe = load_recipe(name)
         assert parse_recipe(recipe.to_dict(), name) == recipe
-        assert recipe.rate_at(0) < recipe.rate_at(recipe.warmup) == 1
+        assert recipe.rate_at(0) < recipe.rate_at(recipe.warmup) <= recipe.phases[0].rate
         ends = np.cumsum([phase.steps for phase in recipe.phases])
         assert recipe.rate_at(recipe.steps - 1) <= 0.04
         for end in ends[:-1]:  # each phase warms up anew, to its own rate
