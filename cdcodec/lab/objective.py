@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,16 @@ class Weights:
     kappa: float = 0.0625
 
 
+class Given(NamedTuple):
+    """What the denoiser is given beside x_t: base (B, 3, S, S), variance, ρ (B,), condition (B, K) and the pyramid."""
+
+    base: Tensor
+    variance: Tensor
+    condition: Tensor
+    rho: Tensor
+    pyramid: list[Tensor]
+
+
 class Objective(nn.Module):
     """Loss of one batch. Call with x (B, 3, S, S), keys int64 (B,) and the ramp in [0, 1] that scales λ.
 
@@ -98,10 +109,10 @@ class Objective(nn.Module):
             return loss, {"loss": loss.detach(), "bpp": bpp.detach().mean()}
         rho = self.draw_rho(key)
         pyramid, base = self.networks.synthesis(latent, condition, rho, self.dtype)
+        # The light head answers for its own error alone; what ρ asks for is left to the denoiser.
+        given = Given(base.detach(), log_variance.exp().detach(), condition, rho, pyramid)
         if self.kind == "noise":
-            return self.noise(
-                x, key, base=base, variance=log_variance.exp(), condition=condition, rho=rho, pyramid=pyramid
-            )
+            return self.noise(x, key, given)
         base_mse = (base - x).square().mean(dim=(1, 2, 3))
         metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
         distortion = MSE_WEIGHT * base_mse
@@ -112,9 +123,7 @@ class Objective(nn.Module):
             metrics["plain_mse"], metrics["sharp_mse"] = _shared(base_mse, 1 - rho), _shared(base_mse, rho)
             metrics["base_lpips"] = _shared(distance, rho)
         if self.kind != "autoencoder":
-            diffusion, more = self.diffuse(
-                x, key, base=base, variance=log_variance.exp().detach(), condition=condition, rho=rho, pyramid=pyramid
-            )
+            diffusion, more = self.diffuse(x, key, given)
             # Beside the light head at its full weight: with less, the rate soon outweighs it.
             distortion = distortion + diffusion
             metrics.update(more)
@@ -137,17 +146,7 @@ class Objective(nn.Module):
         latent = quantise(y, mean) * (rows @ nets.ladder.log_inverse_gain).exp()[wide]
         return bits, latent.contiguous(memory_format=torch.channels_last)
 
-    def diffuse(
-        self,
-        x: Tensor,
-        key: Tensor,
-        *,
-        base: Tensor,
-        variance: Tensor,
-        condition: Tensor,
-        rho: Tensor,
-        pyramid: list[Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def diffuse(self, x: Tensor, key: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
         """The distortion (B,) of the denoiser's x̂₀, and its parts for the log."""
         batch, half, own = len(x), len(x) // 2, 3 * len(x) // 4
         u = draws.uniform(key, STREAM_STATE, 3)
@@ -160,8 +159,7 @@ class Objective(nn.Module):
         # Where decoding starts γ is 0 half of the time; a noised original has all its noise; in between anything goes.
         gamma = torch.where(start & (u[:, 1] < 0.5), torch.zeros_like(alpha_bar), u[:, 2])
         gamma = torch.where(noised, torch.ones_like(gamma), gamma)
-        # The light head answers for its own error alone; what ρ asks for is left to the denoiser.
-        base = base.detach()
+        base, variance, condition, rho, pyramid = given
         contributions = self.networks.unet.contributions(pyramid, base)
 
         def predict(x_t: Tensor, alpha: Tensor, part: slice) -> Tensor:
@@ -188,23 +186,14 @@ class Objective(nn.Module):
         metrics["lpips"] = distance.mean()
         return (1 - rho) * snr_weight * mse + rho * self.weights.kappa * distance, metrics
 
-    def noise(
-        self,
-        x: Tensor,
-        key: Tensor,
-        *,
-        base: Tensor,
-        variance: Tensor,
-        condition: Tensor,
-        rho: Tensor,
-        pyramid: list[Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def noise(self, x: Tensor, key: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared error of the noise that the denoiser predicts."""
         low, high = math.log(SIGMA_RANGE[0]), math.log(SIGMA_START)
         alpha_bar = alpha_bar_of_sigma((low + (high - low) * draws.uniform(key, STREAM_STATE, 1)[:, 0]).exp())
         eps = draws.normal(key, STREAM_EPS, x[0].numel()).view_as(x)
         a = alpha_bar[:, None, None, None]
         x_t = a.sqrt() * x + (1 - a).sqrt() * eps
+        base, variance, condition, rho, pyramid = given
         contributions = self.networks.unet.contributions(pyramid, base)
         x_0 = self.networks.predict(x_t, alpha_bar, base, variance, condition, rho, contributions, self.dtype)
         loss = (from_x(x_0, "eps", x_t, a) - eps).square().mean()
