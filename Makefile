@@ -65,9 +65,11 @@ fuzz: setup ## mutated files through parser and decoder
 kills: setup ## encode, decode, train and eval killed 300 times at random moments
 	$(BIN)/python tests/kills.py --count 300
 
-train: setup ## the shipped weights again, from a folder of photographs: make train IMAGES=photos VALID=held-out METRICS=lpips
+train: setup ## weights like the shipped ones, from a folder of photographs: make train IMAGES=photos VALID=held-out METRICS=lpips
 	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-x --recipe compact-x $(if $(VALID),--valid $(VALID)) $(EVAL)
-	$(BIN)/cdcodec export runs/compact-x runs/weights
+	$(BIN)/cdcodec export --force runs/compact-x runs/weights $(if $(VALID),--valid $(VALID))
+	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-eps --recipe compact-eps --start runs/weights $(EVAL)
+	$(BIN)/cdcodec export --force runs/compact-eps runs/weights
 
 clean: ## what can be made again
 	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache

@@ -67,8 +67,8 @@ def encode(debug: bool, /, *, paths: tuple[str, ...], preset: str, strip: bool, 
     """Code pictures as .cdc files.
 
     OUT ends in .cdc, or is - for standard output; without OUT and -o the output lies beside its input. Folders are
-    searched for pictures. --steps, --gamma and --rho matter to --target-psnr and --target-lpips only: they are chosen
-    anew when decoding.
+    searched for pictures. --steps, --gamma and --rho matter to --target-psnr and --target-lpips only, --rho also where
+    imported weights offer several: they are chosen anew when decoding.
     """
     from cdcodec import batch, image
 
@@ -181,7 +181,7 @@ def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path |
 @click.option("--valid", "validation", metavar="DIR", type=FOLDER, help="Photographs to watch the progress on.")
 @click.option("--metric-weights", metavar="DIR", type=FOLDER, help="Where the weights of LPIPS lie.")
 @click.option("--minutes", metavar="FLOAT", type=click.FloatRange(min=0), callback=finite, help="Stop after these.")
-@click.option("--compile", is_flag=True, help="Compile the step; worth it on a GPU.")
+@click.option("--compile/--no-compile", default=None, help="Compile the step.  [default: on a GPU]")
 @device_options
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: Path | None, threads: int | None,
@@ -199,21 +199,24 @@ def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: P
             raise TrainingError(f"{run} holds a training run already; --resume continues it")
         chosen = None if resume else recipes.load_recipe(recipe or "compact-x")
         whole = chosen and (chosen.model.shares or chosen.preset)
-        tensors = store.load_tensors(start, preset=whole)[0] if whole and start else None
+        if whole and start:
+            options["start"] = store.load_tensors(start, preset=whole)[0]
+            options["trained"] = int(store.about(start, preset=whole).get("steps", 0))
         keep_freed_memory()
-        trainer.train(images, run, chosen, start=tensors, **options)
+        trainer.train(images, run, chosen, **options)
 
 
 @main.command()
 @click.argument("run", type=FOLDER)
 @click.argument("out", type=FOLDER)
 @click.option("--valid", "photographs", metavar="DIR", type=FOLDER, help="Photographs to measure typical bpp on.")
-def export(run: Path, out: Path, photographs: Path | None) -> None:
+@click.option("--force", is_flag=True, help="Replace checkpoints of this preset that are there.")
+def export(run: Path, out: Path, photographs: Path | None, force: bool) -> None:
     """Make checkpoints below the folder OUT from the training run in the folder RUN."""
     with _extra_train():
         from cdcodec.lab.export import export_run
 
-        for path in export_run(run, out, photographs):
+        for path in export_run(run, out, photographs, force=force):
             click.echo(f"{click.format_filename(path)} {path.stat().st_size}")
 
 

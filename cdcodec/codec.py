@@ -15,7 +15,6 @@ from cdcodec.bits import coder, container
 from cdcodec.bits.container import MAX_PIXELS, Header
 from cdcodec.errors import CorruptError, ImageError, SettingError, SymbolMismatchError
 from cdcodec.image import pad
-from cdcodec.nets.model import Progress
 from cdcodec.symbols import Symbols
 from cdcodec.weights import Checkpoint
 
@@ -53,7 +52,6 @@ def decode(
     seed: int = 0,
     rho: float | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Progress | None = None,
 ) -> tuple[NDArray[np.uint8], dict[str, bytes]]:
     """The bytes of a .cdc file as the picture, uint8 (H, W, 3), and its chunks.
 
@@ -72,9 +70,7 @@ def decode(
         raise SettingError(f"decode needs steps ≥ 0, γ ≥ 0, {low:g} ≤ ρ ≤ {high:g} and 0 ≤ seed < 2^32")
     header, chunks, symbols = read_symbols(data, checkpoint, max_pixels)
     latent = symbols.latent(config.fraction_bits)
-    pixels = checkpoint.model.synthesise(
-        latent, header.lam, steps=steps, gamma=gamma, seed=seed, rho=rho, progress=progress
-    )
+    pixels = checkpoint.model.synthesise(latent, header.lam, steps=steps, gamma=gamma, seed=seed, rho=rho)
     return pixels[: header.height, : header.width], chunks
 
 

@@ -54,6 +54,10 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
+LEFT_OUT = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
+"""EPS would run Ghostscript on whatever the file says; the others Pillow recognises but cannot decode."""
+
+
 def readable_extensions() -> frozenset[str]:
     """Lower-case file extensions, with the dot, that `read` knows."""
     readable = _formats()
@@ -190,9 +194,9 @@ def _contents(source: str | Path | BinaryIO | bytes) -> bytes:
 
 
 def _formats() -> list[str]:
-    """All of Pillow's formats but EPS, which would run Ghostscript on whatever the file says."""
+    """Pillow's formats but those of LEFT_OUT."""
     Image.init()
-    return [name for name in Image.ID if name != "EPS"]
+    return [name for name in Image.ID if name not in LEFT_OUT]
 
 
 @contextmanager

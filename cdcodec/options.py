@@ -26,6 +26,9 @@ class Program(click.Group):
             code = super().main(*args, **kwargs)
         except click.Abort:
             code = 130
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
         except click.ClickException as error:
             where = getattr(error, "ctx", None)
             hint = f" (see {where.command_path} --help)" if where else ""

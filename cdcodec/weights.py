@@ -297,6 +297,12 @@ def assemble(
     return Checkpoint(model, Tables(z=z, y=y), _number(tensor_hash(integers, integers)))
 
 
+def about(root: str | Path | None = None, **which: Any) -> dict[str, str]:
+    """The metadata of the checkpoint that `find` chooses, or of its base where it has one. Raises WeightsError."""
+    chosen = find(find_weights(root), **which)
+    return chosen.metadata if chosen.whole else read_metadata(chosen.path.with_name(BASE))
+
+
 def load_tensors(
     root: str | Path | None = None, **which: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], ModelConfig]:

@@ -98,6 +98,8 @@ def main() -> None:
         coded, out = str(root / "x.cdc"), str(root / "out.png")
         run("encode", str(source), coded, "--model", options.model, *lam, *places)
         run("decode", coded, out, "--steps", str(options.steps), "--gamma", str(options.gamma), *places)
+        with Image.open(out) as decoded:
+            assert decoded.size == picture.size, decoded.size
         if options.piece:
             difference(np.asarray(picture)[: options.piece, : options.piece], weights, options)
 

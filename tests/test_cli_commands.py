@@ -84,6 +84,13 @@ def test_help_and_version():
         assert default in text
 
 
+def test_a_group_without_a_command_shows_its_help():
+    result = run("weights")
+    assert result.code == 2
+    assert "\n  verify" in result.errors
+    assert "error" not in result.errors
+
+
 def test_debug_shows_where():
     result = run("--debug", "encode", "missing.png")
     assert result.code == 1

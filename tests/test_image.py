@@ -311,7 +311,7 @@ def test_pad_and_crop_are_inverse(height, width):
 
 def test_extensions():
     assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"} <= pictures.readable_extensions()
-    assert not {".eps", ".ps", ".cdc", ".txt"} & pictures.readable_extensions()
+    assert not {".eps", ".ps", ".mpg", ".wmf", ".h5", ".cdc", ".txt"} & pictures.readable_extensions()
     assert pictures.writable_extensions()[".jpg"] == "JPEG"
 
 

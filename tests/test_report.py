@@ -18,7 +18,7 @@ from PIL import Image
 from skimage import data
 
 from cdcodec.errors import CdcodecError
-from cdcodec.lab import bench, pictures, plots, readme, report, summary
+from cdcodec.lab import bench, demo, pictures, plots, readme, report, summary
 from cdcodec.lab.codecs import PEERS, Own
 from cdcodec.lab.commands import eval_command
 from cdcodec.lab.results import Result
@@ -258,7 +258,12 @@ def test_the_readme_takes_its_section_from_the_summary(made, tmp_path):
     done = CliRunner().invoke(readme.main, [str(out), str(path)])
     assert done.exit_code == 0, done.output
     text = path.read_text()
-    assert text.startswith(f"before\n{readme.BEGIN}\n**PSNR in dB, more is better: peer / compact-x, 0 steps")
+    assert text.startswith(f"before\n{readme.BEGIN}\n**Each λ: mean bpp and bytes, PSNR in dB")
+    assert "\n**PSNR in dB, more is better: peer / compact-x, 0 steps" in text
+    with (out / "summary.csv").open(newline="") as file:
+        rung = next(row for row in csv.DictReader(file) if row["ladder"] == "lambda")
+    line = f"\n| {rung['rung']} | {float(rung['bpp']):.3f} | {float(rung['bytes']):.0f} | {float(rung['psnr']):.2f}"
+    assert line in text
     assert text.endswith(f"{readme.END}\nafter\n")
     assert "stale figures" not in text
     with (out / "equal-bpp.csv").open(newline="") as file:
@@ -280,6 +285,22 @@ def test_the_bench_times_what_it_says(tiny):
     assert all(0 < value < 10 for value in table.values())
     with pytest.raises(CdcodecError, match="cdcodec encode failed"):
         bench.cold(pixels, "tiny-x", 0.0128, ["--no-such-option"], 1)
+
+
+def test_the_demo_on_a_small_photograph(tiny_weights, photograph, tmp_path):
+    Image.fromarray(photograph).save(tmp_path / "photo.png")
+    out, weights = tmp_path / "out", ["--weights", str(tiny_weights)]
+    done = CliRunner().invoke(demo.main, [str(tmp_path / "photo.png"), "-o", str(out), *weights])
+    assert done.exit_code == 0, done.output
+    for lam in demo.LAMBDAS:
+        assert f"{lam:>8g} {(out / f'lambda-{lam:g}.cdc').stat().st_size:>8} " in done.output
+        with Image.open(out / f"lambda-{lam:g}.png") as strip:
+            assert strip.size == (3 * 96, 64 + demo.CAPTION)
+    (tmp_path / "no.png").write_text("no picture")
+    failed = CliRunner().invoke(demo.main, [str(tmp_path / "no.png"), "-o", str(out), *weights])
+    assert failed.exit_code == 1
+    assert failed.output.startswith("Error: ")
+    assert failed.output.count("\n") == 1
 
 
 @pytest.mark.slow

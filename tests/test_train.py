@@ -21,15 +21,16 @@ from safetensors.torch import load_file
 from cdcodec import codec
 from cdcodec.cli import main
 from cdcodec.config import PRESETS
-from cdcodec.errors import TrainingError, WeightsError
+from cdcodec.errors import ImageError, OutputError, TrainingError, WeightsError
 from cdcodec.lab import draws
+from cdcodec.lab import train as training
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.export import export_run
 from cdcodec.lab.objective import Phase
 from cdcodec.lab.optim import orthogonalise
 from cdcodec.lab.recipe import Recipe, load_recipe, parse_recipe
 from cdcodec.lab.train import STATE, Trainer, World, load_state, save_state, train
-from cdcodec.weights import find, load_model, load_tensors, verify
+from cdcodec.weights import about, find, load_model, load_tensors, verify
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -212,6 +213,9 @@ def test_a_run_from_start_to_checkpoints_and_on_from_them(photographs: Path, tmp
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
     assert next((tmp_path / "run").glob("validation-*.png")).stat().st_size > 1000
     export_run(tmp_path / "run", tmp_path / "weights")
+    metadata = about(tmp_path / "weights", preset="tiny-x")
+    assert (metadata["steps"], metadata["lambda_eff"]) == (str(RECIPE.steps), "1*lambda^1")
+    assert metadata["data"].startswith("3 photographs, ")
     model = load_model(tmp_path / "weights", preset="tiny-x", device="cpu", precision="float32")
     assert len(model.ladder) == 8
     floats, _, _ = load_tensors(tmp_path / "weights", preset="tiny-x")
@@ -267,6 +271,40 @@ def test_another_denoiser_for_the_same_files(
     (root / "tiny-x" / "base.safetensors").write_bytes(b"another")
     with pytest.raises(WeightsError, match="another tiny-x"):
         load_tensors(root, preset="tiny-eps")
+
+
+def test_export_replaces_weights_by_force_only_and_when_all_is_made(photographs: Path, tmp_path: Path) -> None:
+    run, root = trainer(photographs), tmp_path / "weights"
+    save_run(run, tmp_path / "run", root)
+    before = {path: path.read_bytes() for path in (root / "tiny-x").iterdir()}
+    with pytest.raises(OutputError, match="--force"):
+        export_run(tmp_path / "run", root)
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "valid" / "torn.png").write_bytes((photographs / "coffee.png").read_bytes()[:5000])
+    with pytest.raises(ImageError, match=r"torn\.png"):
+        export_run(tmp_path / "run", root, tmp_path / "valid", force=True)
+    assert {path: path.read_bytes() for path in (root / "tiny-x").iterdir()} == before
+    (root / "tiny-x" / "NOTES").write_text("not ours")
+    run.step()
+    save_state(tmp_path / "run", run.state())
+    written = export_run(tmp_path / "run", root, force=True)
+    assert {path.name for path in written} == {path.name for path in before} | {"NOTES"}
+    assert about(root, preset="tiny-x")["steps"] == "1"
+    assert [path.name for path in root.iterdir()] == ["tiny-x"]
+    state = run.state() | {"average": [value[:1] for value in run.average]}
+    save_state(tmp_path / "run", state)
+    with pytest.raises(TrainingError, match="present tiny-x"):
+        export_run(tmp_path / "run", root, force=True)
+
+
+def test_a_line_of_the_log_is_of_one_phase(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 3)
+    phases = (dataclasses.replace(RECIPE.phases[0], steps=2), Phase("entropy", steps=1, crop=64, batch=4))
+    recipe = dataclasses.replace(RECIPE, phases=phases)
+    train(photographs, tmp_path, recipe, device="cpu", precision="float32", quiet=True)
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert line["phase"] == "entropy"
+    assert "base_mse" not in line
 
 
 def save_run(run: Trainer, folder: Path, root: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdcodec.errors import ImageError, TrainingError
@@ -23,6 +24,14 @@ def find_images(folder: Path) -> list[Path]:
     if not paths:
         raise TrainingError(f"no pictures in {folder}")
     return paths
+
+
+def read_named(path: Path) -> NDArray[np.uint8]:
+    """The pixels of a picture, uint8 (H, W, 3). Raises ImageError that names it."""
+    try:
+        return read(path, strip=True).pixels
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
 
 
 class Photographs:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cdcodec import codec, image
+from cdcodec.errors import CdcodecError
 from cdcodec.weights import load_model
 
 LAMBDAS = (0.0032, 0.0128, 0.0512)
@@ -51,6 +52,14 @@ def strip(columns: list[tuple[str, Image.Image]]) -> Image.Image:
 @click.option("--weights", type=click.Path(path_type=Path), help="Weights folder.")
 def main(photo: Path | None, out: Path, weights: Path | None) -> None:
     """Code PHOTO (default: a cup of coffee from scikit-image) at three lambda."""
+    try:
+        run(photo, out, weights)
+    except CdcodecError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def run(photo: Path | None, out: Path, weights: Path | None) -> None:
+    """Write the pictures below `out` and print the table. Raises CdcodecError."""
     if photo is None:
         from skimage import data
 

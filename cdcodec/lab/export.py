@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor
 from cdcodec.bits.tables import gaussian_tables, nearest_scale_thresholds, stored, tables_from_pmfs
 from cdcodec.codec import encode
 from cdcodec.config import ModelConfig
-from cdcodec.errors import WeightsError
-from cdcodec.image import read
-from cdcodec.lab.data import find_images
+from cdcodec.errors import OutputError, WeightsError
+from cdcodec.lab.data import find_images, read_named
+from cdcodec.lab.plan import commit
 from cdcodec.lab.rate import RateModel
 from cdcodec.lab.recipe import parse_recipe
 from cdcodec.lab.train import averaged_models, load_state
@@ -33,45 +35,71 @@ from cdcodec.weights import (
 )
 
 LICENCE = "Apache-2.0"
+OURS = (BASE, "lambda-*.safetensors")
 LABELS = ("format", "preset", "rho", "licence", "bitstream", "shares")
 
 
-def export_run(run: Path, out: Path, photographs: Path | None = None) -> list[Path]:
+def export_run(run: Path, out: Path, photographs: Path | None = None, *, force: bool = False) -> list[Path]:
     """Writes out/<preset>/ from the state of a training run; returns the files.
 
-    photographs: a folder to measure each λ's typical bpp on, in real bytes. Raises TrainingError, WeightsError.
+    photographs: a folder to measure each λ's typical bpp on, in real bytes; a model that shares another's files has
+    their rates. force: replace what is there, once all is made. Raises OutputError, TrainingError, WeightsError,
+    ImageError.
     """
     state = load_state(run)
     recipe = parse_recipe(state["recipe"], str(run))
+    preset, weights = recipe.preset, recipe.weights
+    if (out / preset).exists() and not force:
+        raise OutputError(f"{out / preset} exists already; --force replaces it")
     networks, rate = averaged_models(recipe, state["average"], torch.device("cpu"))
     about = {
-        "steps": str(state["step"]),
+        "steps": str(state["trained"] + state["step"]),
         "phases": json.dumps(recipe.to_dict()["phases"]),
-        "data": "folder of photographs given to cdcodec train; see the model card",
+        "lambda_eff": f"{weights.lambda_scale:g}*lambda^{weights.lambda_power:g}",
+        "data": state["data"],
+        "commit": commit() or "unknown",
     }
-    preset = networks.config.preset
-    written = write_checkpoints(networks, rate, out / preset, about, {})
-    if photographs is not None:
-        bpp = typical_bpp(load_model(out, preset=preset), photographs)
-        written = write_checkpoints(networks, rate, out / preset, about, bpp)
-    return written
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as scratch:
+            made = Path(scratch) / preset
+            write_checkpoints(networks, rate, made, about, {}, beside=out)
+            if photographs is not None and not networks.config.shares:
+                bpp = typical_bpp(load_model(scratch, preset=preset), photographs)
+                write_checkpoints(networks, rate, made, about, bpp)
+            if (out / preset).exists():
+                shutil.copytree(out / preset, made, ignore=shutil.ignore_patterns(*OURS), dirs_exist_ok=True)
+                (out / preset).rename(Path(scratch) / "before")
+            made.rename(out / preset)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror}") from None
+    return sorted((out / preset).iterdir())
 
 
 def typical_bpp(checkpoint: Checkpoint, folder: Path) -> dict[float, float]:
     """λ → mean bits per pixel of real files over the pictures of a folder."""
     rates: dict[float, list[float]] = {lam: [] for lam in checkpoint.ladder}
     for path in find_images(folder):
-        pixels = read(path, strip=True).pixels
+        pixels = read_named(path)
         for lam, values in rates.items():
             values.append(8 * len(encode(pixels, checkpoint, lam)) / (pixels.shape[0] * pixels.shape[1]))
     return {lam: sum(values) / len(values) for lam, values in rates.items()}
 
 
 def write_checkpoints(
-    networks: Networks, rate: RateModel, folder: Path, about: dict[str, str], bpp: dict[float, float]
-) -> list[Path]:
+    networks: Networks,
+    rate: RateModel,
+    folder: Path,
+    about: dict[str, str],
+    bpp: dict[float, float],
+    *,
+    beside: Path | None = None,
+) -> None:
     """base.safetensors and one file per λ. Networks are rounded to bfloat16 first, so that the integers are the twin
-    of what is shipped. The base is written before the λ that name it."""
+    of what is shipped. The base is written before the λ that name it.
+
+    bpp: typical of each λ, as far as known. beside: the weights folder of a preset that is shared; None: the folder's.
+    """
     config = networks.config
     floats = {n: v for n, v in networks.state_dict().items() if not n.startswith("ladder.")}
     floats = {n: v.to(torch.bfloat16).cpu().contiguous() for n, v in floats.items()}
@@ -81,7 +109,7 @@ def write_checkpoints(
     metadata["bitstream"] = tensor_hash(base, bitstream_names(base))
     metadata["parametrisation"], metadata["rho"] = config.parametrisation, f"0…{config.rho_max:g}"
     if config.shares:
-        shared = folder.parent / config.shares / BASE
+        shared = (beside or folder.parent) / config.shares / BASE
         if read_metadata(shared)["bitstream"] != metadata["bitstream"]:
             raise WeightsError(f"{config.preset} was trained on other weights than those in {shared.parent}")
         base = {name: value for name, value in base.items() if name.startswith("unet.")}
@@ -89,17 +117,14 @@ def write_checkpoints(
         rungs = {lam: read_metadata(shared.with_name(f"lambda-{lam:g}.safetensors")) for lam in config.ladder}
         bpp = {lam: float(labels["bpp"]) for lam, labels in rungs.items() if "bpp" in labels} | bpp  # of the same files
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("lambda-*.safetensors"):
-        old.unlink()
-    written = [save(base, folder / BASE, metadata)]
+    save(base, folder / BASE, metadata)
     base_hash = file_hash(folder / BASE)
     for i, lam in enumerate(config.ladder):
         rung = {name: getattr(networks.ladder, name).detach()[i].cpu().clone() for name in LADDER_TENSORS}
         known = {"bpp": f"{bpp[lam]:.4f}"} if lam in bpp else {}
         labels = {key: metadata[key] for key in LABELS if key in metadata}
         path = folder / f"lambda-{lam:g}.safetensors"
-        written.append(save(rung, path, {**labels, **known, "lambda": repr(lam), "base": base_hash}))
-    return written
+        save(rung, path, {**labels, **known, "lambda": repr(lam), "base": base_hash})
 
 
 def integer_tensors(networks: Networks, rate: RateModel, config: ModelConfig) -> dict[str, Tensor]:

@@ -159,7 +159,7 @@ def record(request: Request, prepared: Prepared, command: str) -> dict[str, Any]
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "cdcodec": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "machine": {
             "system": platform.platform(),
             "processor": processor(),
@@ -182,7 +182,7 @@ def write_record(path: Path, facts: Mapping[str, Any]) -> None:
     files.write(str(path), (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(), force=True)
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout this package runs from, if it is one."""
     here = Path(__file__).resolve().parent
     try:

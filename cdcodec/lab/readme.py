@@ -17,8 +17,13 @@ TITLES = {"psnr": "PSNR in dB, more is better", "lpips-alex": "LPIPS (AlexNet), 
 
 
 def section(folder: Path) -> str:
-    """The tables of equal-bpp.csv at some rates, and how they were made, as Markdown. Raises CdcodecError."""
+    """What each λ costs (summary.csv), the tables of equal-bpp.csv at some rates, and how they were made, as Markdown.
+
+    Raises CdcodecError.
+    """
     try:
+        with (folder / "summary.csv").open(newline="", encoding="utf-8") as file:
+            ours = [row for row in csv.DictReader(file) if row["ladder"] == "lambda"]
         with (folder / "equal-bpp.csv").open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if float(row["bpp"]) in RATES]
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -27,7 +32,8 @@ def section(folder: Path) -> str:
     blocks: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         blocks[row["measure"], row["reference"]].append(row)
-    parts = [part for (measure, reference), block in blocks.items() for part in _table(measure, reference, block)]
+    parts = _ladder(ours)
+    parts += [part for (measure, reference), block in blocks.items() for part in _table(measure, reference, block)]
     machine = record["machine"]
     place = machine["gpu"] or machine["processor"]
     made = f"`{record['command']}`, {record['date']}, commit {record['commit']}, {place}"
@@ -48,6 +54,19 @@ def replace(text: str, results: str) -> str:
     return f"{before}{BEGIN}\n{results}{END}{after}"
 
 
+def _ladder(rows: list[dict[str, str]]) -> list[str]:
+    """A line for each λ: mean bpp and bytes, and the measures of each curve."""
+    curves, measures = list(dict.fromkeys(row["curve"] for row in rows)), [name for name in TITLES if name in rows[0]]
+    of = {(row["rung"], row["curve"]): row for row in rows}
+    lines = [f"**Each λ: mean bpp and bytes, {', '.join(TITLES[name].partition(',')[0] for name in measures)}**", ""]
+    lines += [f"| λ | bpp | bytes | {' | '.join(curves)} |", "|---" * (3 + len(curves)) + "|"]
+    for rung in dict.fromkeys(row["rung"] for row in rows):
+        cells = [", ".join(_figure(name, of[rung, curve][name]) for name in measures) for curve in curves]
+        first = of[rung, curves[0]]
+        lines.append(f"| {rung} | {float(first['bpp']):.3f} | {float(first['bytes']):.0f} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def _table(measure: str, reference: str, block: list[dict[str, str]]) -> list[str]:
     peers = list(dict.fromkeys(row["curve"] for row in block))
     lines = [f"**{TITLES.get(measure, measure)}: peer / {reference}**", "", f"| bpp | {' | '.join(peers)} |"]
@@ -61,8 +80,12 @@ def _table(measure: str, reference: str, block: list[dict[str, str]]) -> list[st
 def _cell(row: dict[str, str]) -> str:
     if not row["theirs"]:
         return "–"
-    digits = 2 if row["measure"] == "psnr" else 3
-    return f"{float(row['theirs']):.{digits}f} / {float(row['ours']):.{digits}f} ({row['images']})"
+    theirs, ours = (_figure(row["measure"], row[whose]) for whose in ("theirs", "ours"))
+    return f"{theirs} / {ours} ({row['images']})"
+
+
+def _figure(measure: str, value: str) -> str:
+    return f"{float(value):.{2 if measure == 'psnr' else 3}f}"
 
 
 @click.command()

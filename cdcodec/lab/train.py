@@ -103,6 +103,7 @@ class Trainer:
             (_adam(split.far, recipe.lr_far), recipe.lr_far),
         )
         self.step_count = 0
+        self.trained = 0  # steps behind the weights that it began with
         self.updating = False  # while True, the state lies between two steps
         self.ramp = True
         self._phase = -1
@@ -175,6 +176,8 @@ class Trainer:
         return {
             "recipe": self.recipe.to_dict(),
             "step": self.step_count,
+            "trained": self.trained,
+            "data": f"{self.photographs.count} photographs, {self.photographs.pixels_total / 1e6:.0f} megapixels",
             "ramp": self.ramp,
             "parameters": [p.detach() for p in self.parameters],
             "average": self.average,
@@ -184,18 +187,19 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Takes over a `state`; its recipe may differ in rates and steps, not in the architecture."""
         try:
-            with torch.no_grad():
-                saved = zip(self.parameters + self.average, state["parameters"] + state["average"], strict=True)
-                for target, value in saved:
-                    target.copy_(value)
+            _fill(self.parameters + self.average, state["parameters"] + state["average"])
             for (optimiser, _), moments in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(moments)
             self.step_count, self.ramp = int(state["step"]), bool(state["ramp"])
+            self.trained = int(state["trained"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise TrainingError(f"the saved state is of another architecture or damaged: {error}") from None
 
-    def start_from(self, floats: dict[str, Tensor]) -> None:
-        """Begins from exported float tensors (networks and, under rate., the entropy models) instead of at random."""
+    def start_from(self, floats: dict[str, Tensor], trained: int = 0) -> None:
+        """Begins from exported float tensors (networks and, under rate., the entropy models) instead of at random.
+
+        trained: the steps that they have behind them, for the record. Raises TrainingError if they do not fit.
+        """
         rate = {name.removeprefix("rate."): value for name, value in floats.items() if name.startswith("rate.")}
         nets = {name: value for name, value in floats.items() if not name.startswith("rate.")}
         try:
@@ -204,20 +208,33 @@ class Trainer:
         except RuntimeError as error:
             raise TrainingError(f"these weights do not fit the recipe's preset: {str(error).splitlines()[0]}") from None
         self.average = [p.detach().clone() for p in self.parameters]
-        self.ramp = False
+        self.ramp, self.trained = False, trained
 
 
 def _adam(parameters: list[Tensor], lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=0.0)
 
 
+@torch.no_grad()
+def _fill(targets: list[Any], values: list[Tensor]) -> None:
+    """Copies values into the targets. Raises ValueError unless they are as many and of the same shapes."""
+    for target, value in zip(targets, values, strict=True):
+        if target.shape != value.shape:
+            raise ValueError(f"a tensor of {tuple(value.shape)} where {tuple(target.shape)} is expected")
+        target.copy_(value)
+
+
 def averaged_models(recipe: Recipe, average: list[Tensor], device: torch.device) -> tuple[Networks, RateModel]:
-    """Networks and entropy models holding the averaged weights of a Trainer, frozen, in evaluation mode."""
+    """Networks and entropy models holding the averaged weights of a Trainer, frozen, in evaluation mode.
+
+    Raises TrainingError for averages of another architecture.
+    """
     networks, rate = Networks(recipe.model).to(device), RateModel(recipe.model).to(device)
     targets = [p for p in (*networks.parameters(), *rate.parameters()) if p.requires_grad]
-    with torch.no_grad():
-        for target, value in zip(targets, average, strict=True):
-            target.copy_(value)
+    try:
+        _fill(targets, average)
+    except ValueError as error:
+        raise TrainingError(f"the run's weights are not of the present {recipe.preset}: {error}") from None
     return networks.eval().requires_grad_(False), rate.eval().requires_grad_(False)
 
 
@@ -255,9 +272,10 @@ def train(
     *,
     validation: Path | None = None,
     start: dict[str, Tensor] | None = None,
+    trained: int = 0,
     device: str = "auto",
     precision: str = "auto",
-    compile: bool = False,
+    compile: bool | None = None,
     metric_weights: Path | None = None,
     minutes: float | None = None,
     save_minutes: float = 5.0,
@@ -266,7 +284,8 @@ def train(
 ) -> None:
     """Trains in the folder `run`, going on there if it holds a state, until the recipe's last step or `minutes`.
 
-    recipe None takes the run's own. Raises TrainingError, WeightsError; Ctrl-C and SIGTERM save the state first.
+    recipe None takes the run's own. start, trained: as of `Trainer.start_from`. compile: the step; None does on a GPU.
+    Raises TrainingError, WeightsError; Ctrl-C and SIGTERM save the state first.
     """
     place = pick_device(device)
     world = World.join(place)
@@ -284,13 +303,14 @@ def train(
             raise TrainingError(f"a batch of {phase.batch} does not split into fours over {world.size} processes")
     photographs = Photographs(images, place, max(phase.crop for phase in recipe.phases))
     dtype = pick_dtype(precision, place)
+    compiled = place.type == "cuda" if compile is None else compile
     trainer = Trainer(
-        recipe, photographs, place, world, dtype=dtype, compile=compile, metric_weights=metric_weights
+        recipe, photographs, place, world, dtype=dtype, compile=compiled, metric_weights=metric_weights
     )
     if state is not None:
         trainer.load(state)
     elif start is not None:
-        trainer.start_from(start)
+        trainer.start_from(start, trained)
     check = Validation(validation, metric_weights, dtype) if validation and world.rank == 0 else None
     log = RunLog(run, recipe.steps, trainer.step_count, quiet) if world.rank == 0 else None
     if log is not None:
@@ -315,8 +335,8 @@ def _loop(
     validate_minutes: float,
 ) -> None:
     began = saved = validated = time.monotonic()
-    sums: dict[str, Tensor] = {}
-    summed = 0
+    seen: dict[str, list[Tensor]] = {}  # what the steps of one phase measured since the last line of the log
+    entered = -1
 
     def save() -> None:
         if log is not None and not trainer.updating:
@@ -325,16 +345,18 @@ def _loop(
     with _interruptible(trainer) as leave_if_told:
         try:
             while trainer.step_count < trainer.recipe.steps:
+                index, phase = trainer.recipe.phase_at(trainer.step_count)
+                if index != entered:
+                    entered, seen = index, {}
                 for name, value in trainer.step().items():
-                    sums[name] = sums[name] + value if name in sums else value
-                summed += 1
+                    seen.setdefault(name, []).append(value)
                 leave_if_told()
                 if trainer.step_count % LOG_EVERY == 0:
-                    trainer.world.average(list(sums.values()))
+                    means = {name: torch.stack(values).mean() for name, values in seen.items()}
+                    trainer.world.average(list(means.values()))
                     if log is not None:
-                        _, phase = trainer.recipe.phase_at(trainer.step_count - 1)
-                        log.step(trainer.step_count, phase, {k: v.item() / summed for k, v in sums.items()})
-                    sums, summed = {}, 0
+                        log.step(trainer.step_count, phase, {name: mean.item() for name, mean in means.items()})
+                    seen = {}
                     now = time.monotonic()
                     if now - saved > 60 * save_minutes:
                         save()

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from cdcodec import files
 from cdcodec.errors import TrainingError
-from cdcodec.image import read
-from cdcodec.lab.data import find_images
+from cdcodec.lab.data import find_images, read_named
 from cdcodec.lab.metrics import load_lpips
 from cdcodec.lab.rate import RateModel
 from cdcodec.nets.diffusion import ddim
@@ -32,7 +31,7 @@ class Validation:
     def __init__(self, folder: Path, metric_weights: Path | None, dtype: torch.dtype) -> None:
         paths = find_images(folder)
         chosen = paths[:: max(1, len(paths) // PICTURES)][:PICTURES]
-        pictures = [read(path, strip=True).pixels for path in chosen]
+        pictures = [read_named(path) for path in chosen]
         self.pictures = [_centre(pixels) for pixels in pictures if min(pixels.shape[:2]) >= SMALLEST]
         if not self.pictures:
             raise TrainingError(f"no picture in {folder} is at least {SMALLEST} pixels wide and high")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,8 +13,6 @@ from cdcodec.nets.integer import IntegerHyperSynthesis
 from cdcodec.nets.networks import Conditioning, Networks
 from cdcodec.nets.tiles import Box, Reach, Tiling, check
 from cdcodec.symbols import SYMBOL_LIMIT, Symbols
-
-Progress = Callable[[int, int], None]
 
 
 class Model:
@@ -91,11 +87,10 @@ class Model:
         gamma: float,
         seed: int,
         rho: float,
-        progress: Progress | None = None,
     ) -> NDArray[np.uint8]:
         """ŷ int32 (C_y, h, w) in 1/2^f → pixels uint8 (16h, 16w, 3); steps 0 is the light head alone.
 
-        progress(done, steps) is called behind each step. Raises SettingError for 0 steps of a model without that head.
+        Raises SettingError for 0 steps of a model without that head.
         """
         given = self.condition(lam)
         y = torch.from_numpy(latent).to(self.device)[None].float() / 2.0**self.config.fraction_bits
@@ -108,8 +103,7 @@ class Model:
             base = tiling.run(lambda box: self._context(box.of(y, whole), given, rho)[-1:], self.reach.synthesis)[0]
             return _pixels(base)
         denoise = self._denoiser(y, given, tiling, rho=rho, steps=steps)
-        report = None if progress is None else lambda i, _: progress(i + 1, steps)
-        return _pixels(ddim(denoise, self._start(whole, gamma, seed), self.networks.alpha_bars(steps), report))
+        return _pixels(ddim(denoise, self._start(whole, gamma, seed), self.networks.alpha_bars(steps)))
 
     def _context(self, y: Tensor, given: Conditioning, rho: float) -> list[Tensor]:
         """The context pyramid and, where there is one, the light head's picture."""
