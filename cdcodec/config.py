@@ -31,6 +31,7 @@ class ModelConfig:
     latent, hyper: channels of y and of z.
     hyper_widths: channels inside the hyper-networks.
     hyper_slope: of the leaky ReLU in the hyper-synthesis, 0 for a plain one.
+    hyper_kernel: side of the hyper-synthesis' last kernel, 1 or 3; those before it are 3×3.
     hyper_scale: what the hyper-synthesis puts out, "log" σ or σ itself ("linear").
     unet_widths, unet_depth: like analysis_*, for the denoiser.
     context: channels of the pyramid's finest level, where it is not analysis_widths[0].
@@ -55,8 +56,9 @@ class ModelConfig:
     analysis_depth: int = 2
     latent: int = 192
     hyper: int = 96
-    hyper_widths: tuple[int, ...] = (192, 160)
+    hyper_widths: tuple[int, ...] = (128, 128)
     hyper_slope: float = 0.0
+    hyper_kernel: int = 3
     hyper_scale: str = "log"
     unet_widths: tuple[int, ...] = (48, 96, 192)
     unet_depth: int = 1
@@ -90,6 +92,7 @@ class ModelConfig:
             "widths": all(isinstance(width, int) and 1 <= width <= 2048 for width in widths),
             "levels": 1 <= len(self.analysis_widths) <= 8 and 1 <= len(self.unet_widths) <= 8,
             "hyper_widths": len(self.hyper_widths) == 2,
+            "hyper_kernel": self.hyper_kernel in (1, 3),
             "depth": 1 <= self.analysis_depth <= 16 and 1 <= self.unet_depth <= 16,
             "conditioning": max(self.condition, self.embedding, self.context) <= 2048 and 0 <= self.timesteps < 2**20,
             "rho": 0 <= self.rho_min <= self.rho <= self.rho_max <= 1,
@@ -174,9 +177,16 @@ PAPER_EPS = dataclasses.replace(
 """Their ε-parametrised model."""
 
 PRESETS: dict[str, ModelConfig] = {
-    "compact-x": ModelConfig(steps=1),
+    "compact-x": ModelConfig(hyper_kernel=1, steps=1),
     "compact-eps": ModelConfig(
-        preset="compact-eps", parametrisation="eps", shares="compact-x", rho_max=0.0, steps=65, gamma=1.0, rho=0.0
+        preset="compact-eps",
+        hyper_kernel=1,
+        parametrisation="eps",
+        shares="compact-x",
+        rho_max=0.0,
+        steps=65,
+        gamma=1.0,
+        rho=0.0,
     ),
     "paper-x": PAPER_X,
     "paper-eps": PAPER_EPS,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-SYNTHETIC = 2792433651
+SYNTHETIC = 2641378700
 """CRC-32 of what `synthetic` computes."""
 
 SETTINGS: dict[str, tuple[dict[str, str], list[str]]] = {
@@ -62,8 +62,11 @@ def synthetic() -> int:
     config, random = PRESETS["compact-x"], np.random.RandomState(5)
     first, second = config.hyper_widths
     layers = []
-    for inputs, outputs in ((config.hyper, 4 * first), (first, 4 * second), (second, 2 * config.latent)):
-        weight = random.randint(-(2**10), 2**10, (outputs, inputs, 3, 3)).astype(np.int16)
+    last = config.hyper_kernel
+    for inputs, outputs, side in (
+        (config.hyper, 4 * first, 3), (first, 4 * second, 3), (second, 2 * config.latent, last)
+    ):  # fmt: skip
+        weight = random.randint(-(2**10), 2**10, (outputs, inputs, side, side)).astype(np.int16)
         bias = random.randint(-(2**20), 2**20, outputs).astype(np.int64)
         shift = random.randint(10, 16, outputs).astype(np.uint8)
         layers.append(IntegerLayer(*(torch.from_numpy(array) for array in (weight, bias, shift))))
@@ -95,11 +98,11 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     return {"torch": torch.__version__, "files": checks, "synthetic": synthetic()}
 
 
-def ask(python: str, setting: str, weights: Path, files: list[Path]) -> dict[str, Any]:
+def ask(python: str, setting: str, weights: Path, files: list[Path], device: str = "cpu") -> dict[str, Any]:
     """The answer of a process under one of SETTINGS; {"error": …} where it fails."""
     variables, arguments = SETTINGS[setting]
     root = Path(__file__).resolve().parents[1]
-    command = [python, __file__, "--child", "--weights", str(weights), *arguments, *map(str, files)]
+    command = [python, __file__, "--child", "--device", device, "--weights", str(weights), *arguments, *map(str, files)]
     environment = {name: value for name, value in os.environ.items() if name not in {"ONEDNN_MAX_CPU_ISA", "MKL_CBWR"}}
     process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root,
                              env={**environment, "PYTHONPATH": str(root), **variables})  # fmt: skip
@@ -141,9 +144,9 @@ def main() -> int:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--python", action="append", default=[sys.executable], help="of another environment, too")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--child", action="store_true")
+    parser.add_argument("--precision", default="auto", help=argparse.SUPPRESS)  # these three are for its own processes
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(child(options)))
@@ -155,7 +158,7 @@ def main() -> int:
         print("| PyTorch | setting | files | hyper-synthesis |\n|---|---|---|---|")
         for python in options.python:
             for setting in SETTINGS:
-                answer = ask(python, setting, weights, files)
+                answer = ask(python, setting, weights, files, options.device)
                 same = [answer.get("files") == right, answer.get("synthetic") == SYNTHETIC]
                 wrong += not all(same)
                 words = answer.get("error") or " | ".join("same" if good else "OTHER" for good in same)

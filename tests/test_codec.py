@@ -17,7 +17,7 @@ from cdcodec.weights import Checkpoint, load_model
 Pixels = NDArray[np.uint8]
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (17, 33), (64, 64), (65, 129), (1, 200)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (17, 33), (64, 64), (65, 129), (1, 200), (513, 769)])
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_any_size_comes_back_in_its_size(tiny: Checkpoint, height: int, width: int, steps: int) -> None:
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -78,6 +78,27 @@ def test_steps_gamma_and_rho_change_the_picture(tiny: Checkpoint, photograph: Pi
         for steps, gamma, rho in ((0, 0, 0), (0, 0, 0.9), (1, 0, 0), (4, 0, 0), (4, 0.8, 0), (4, 0.8, 0.9))
     ]
     assert len(set(pictures)) >= 5
+
+
+@torch.inference_mode()
+def test_what_is_computed_faster_for_one_picture_is_what_two_would_give(tiny: Checkpoint) -> None:
+    nets = tiny.model.networks
+    random = torch.Generator().manual_seed(0)
+    latent, condition = (torch.randn(2, *shape, generator=random) for shape in ((16, 4, 4), (8,)))
+    rho, level, x_t = torch.tensor([0.9, 0.4]), torch.zeros(2), torch.zeros(2, 3, 64, 64)
+
+    def decoded(part: slice, blank: bool) -> list[torch.Tensor]:
+        pyramid, base = nets.synthesis(latent[part], condition[part], rho[part], torch.float32)
+        told = nets.unet.contributions(pyramid, base)
+        variance = torch.full_like(rho[part], 0.01)
+        given = (x_t[part], level[part], base, variance, condition[part], rho[part], told, torch.float32)
+        return [base, nets.predict(*given, blank=blank)]
+
+    both = decoded(slice(0, 2), False)
+    for i in (0, 1):
+        for ours, theirs in zip(decoded(slice(i, i + 1), True), both, strict=True):
+            assert theirs.std() > 0.05
+            assert torch.allclose(ours[0], theirs[i], rtol=0, atol=1e-5)
 
 
 def test_any_lambda_within_the_ladder(tiny: Checkpoint, photograph: Pixels) -> None:

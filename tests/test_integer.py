@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -19,10 +20,10 @@ from cdcodec.nets.integer import IntegerHyperSynthesis, IntegerLayer
 CONFIG = PRESETS["tiny-x"]
 
 
-@pytest.fixture(scope="module")
-def floats() -> HyperSynthesis:
+@pytest.fixture(scope="module", params=[3, 1], ids="kernel {}".format)
+def floats(request: pytest.FixtureRequest) -> HyperSynthesis:
     torch.manual_seed(3)
-    return HyperSynthesis(CONFIG).requires_grad_(False)
+    return HyperSynthesis(dataclasses.replace(CONFIG, hyper_kernel=request.param)).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,9 @@ def z() -> NDArray[np.int32]:
 def convolve(x: NDArray[np.int64], layer: IntegerLayer) -> NDArray[np.int64]:
     """SPEC.md section 6 in plain Python integers' arithmetic (int64, no float anywhere)."""
     weight, bias, shift = (t.numpy().astype(np.int64) for t in (layer.weight, layer.bias, layer.shift))
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    side = weight.shape[2]
+    padded = np.pad(x, ((0, 0), (side // 2, side // 2), (side // 2, side // 2)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
     sums = np.einsum("chwij,ocij->ohw", windows, weight) + bias[:, None, None]
     return (sums + (1 << (shift - 1))[:, None, None]) >> shift[:, None, None]
 
@@ -109,6 +111,8 @@ def test_layers_that_could_lose_exactness_are_refused() -> None:
         IntegerLayer(weight.repeat(1, 1, 1, 1), bias + 2**52, shift)
     with pytest.raises(ValueError, match="exact"):
         IntegerLayer(weight, bias, shift * 0)
+    with pytest.raises(ValueError, match="shapes"):
+        IntegerLayer(weight[:, :, :2, :2], bias, shift)
     with pytest.raises(ValueError, match="int16"):
         IntegerLayer(weight.float(), bias, shift)
 

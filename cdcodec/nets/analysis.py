@@ -109,7 +109,7 @@ class Synthesis(nn.Module):
         self, latent: Tensor, condition: Tensor, rho: Tensor, dtype: torch.dtype
     ) -> tuple[list[Tensor], Tensor]:
         embedding = F.silu(self.embed(condition) + self.embed_rho(rho[:, None]))
-        h = self.stem(latent).to(dtype)
+        h = self.stem(latent.to(dtype))
         pyramid: list[Tensor] = []
         for i in reversed(range(len(self.levels))):
             for block in self.levels[i].children():
@@ -117,11 +117,17 @@ class Synthesis(nn.Module):
             pyramid.insert(0, h)
             if i:
                 h = self.ups[i - 1](h)
-        h = norm(h)
-        added = self.head(h) + rho[:, None, None, None].to(dtype) * self.realism(h)
+        added = self._head(norm(h), rho)
         return pyramid, self.transform.inverse(latent) + F.pixel_shuffle(added, self.unshuffle).float()
+
+    def _head(self, h: Tensor, rho: Tensor) -> Tensor:
+        """head(h) + ρ·realism(h); for one picture their kernels are joined first."""
+        if len(rho) > 1:
+            return self.head(h) + rho[:, None, None, None].to(h.dtype) * self.realism(h)
+        weight, bias = (a + rho * b for a, b in zip(self.head.parameters(), self.realism.parameters(), strict=True))
+        return F.conv2d(h, weight.to(h.dtype), bias.to(h.dtype), padding=1)
 
 
 def _blocks(width: int, config: ModelConfig) -> nn.ModuleList:
-    return nn.ModuleList(Block(width, width, config.embedding) for _ in range(config.analysis_depth))
+    return nn.ModuleList(Block(width, config.embedding) for _ in range(config.analysis_depth))
 

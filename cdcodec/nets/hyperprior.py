@@ -51,7 +51,7 @@ class HyperSynthesis(nn.Module):
         a, b = config.hyper_widths
         self.slope, self.logarithmic = config.hyper_slope, config.hyper_scale == "log"
         self.layers = nn.ModuleList(
-            (conv3(config.hyper, 4 * a), conv3(a, 4 * b), conv3(b, 2 * config.latent))
+            (conv3(config.hyper, 4 * a), conv3(a, 4 * b), conv3(b, 2 * config.latent, side=config.hyper_kernel))
         )
 
     def forward(self, z: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

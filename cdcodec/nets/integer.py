@@ -8,6 +8,7 @@ layers an arithmetic shift with rounding brings the sums back to fixed point (SP
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -31,9 +32,10 @@ STRIP_ELEMENTS = 2**23
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """One 3×3 convolution, zero-padded by one: sums = weight ∗ input + bias, output = (sums + half) >> shift.
+    """One convolution, zero-padded to keep the size: sums = weight ∗ input + bias, output = (sums + half) >> shift.
 
-    weight: int16 (C_out, C_in, 3, 3). bias: int64 (C_out,), in the units of the sums. shift: uint8 (C_out,), 1…40.
+    weight: int16 (C_out, C_in, k, k), k 1 or 3. bias: int64 (C_out,), in the units of the sums. shift: uint8 (C_out,),
+    from 1 to 40.
     """
 
     weight: Tensor
@@ -45,21 +47,27 @@ class IntegerLayer:
         w, b, s = self.weight, self.bias, self.shift
         if w.dtype != torch.int16 or b.dtype != torch.int64 or s.dtype != torch.uint8:
             raise ValueError("an integer layer needs int16 weights, int64 biases and uint8 shifts")
-        if w.ndim != 4 or w.shape[2:] != (3, 3) or not b.shape == s.shape == w.shape[:1]:
+        if w.ndim != 4 or w.shape[2:] not in ((1, 1), (3, 3)) or not b.shape == s.shape == w.shape[:1]:
             raise ValueError(f"integer layer of shapes {tuple(w.shape)}, {tuple(b.shape)}, {tuple(s.shape)}")
         largest = w.double().abs().sum(dim=(1, 2, 3)) * ACTIVATION_LIMIT + b.double().abs()
         if not bool((largest < SUM_LIMIT).all()) or int(s.min()) < 1 or int(s.max()) > 40:
             raise ValueError("an integer layer could leave the range of exact arithmetic")
 
+    @cached_property
+    def kernel(self) -> Tensor:
+        """The weight in float64, as it computes."""
+        return self.weight.double()
+
     def __call__(self, x: Tensor) -> Tensor:
         """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → int64 (B, C_out, H, W)."""
-        weight, x = self.weight.double(), F.pad(x, (1, 1, 1, 1))
+        side = self.weight.shape[2]
+        x = F.pad(x, [side // 2] * 4)
         bias = (self.bias + (torch.ones_like(self.bias) << (self.shift.long() - 1)))[:, None, None]
         shift = self.shift.long()[:, None, None]
-        height, width = x.shape[2] - 2, x.shape[3] - 2
-        rows = max(1, STRIP_ELEMENTS // (x.shape[1] * 9 * width))
+        height, width = x.shape[2] - side + 1, x.shape[3] - side + 1
+        rows = max(1, STRIP_ELEMENTS // (x.shape[1] * side**2 * width))
         strips = [
-            (F.conv2d(x[:, :, top : min(top + rows, height) + 2], weight).round().long() + bias) >> shift
+            (F.conv2d(x[:, :, top : min(top + rows, height) + side - 1], self.kernel).round().long() + bias) >> shift
             for top in range(0, height, rows)
         ]
         return torch.cat(strips, dim=2)

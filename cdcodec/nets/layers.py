@@ -29,9 +29,9 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
-def conv3(c_in: int, c_out: int, stride: int = 1, zero: bool = False) -> Conv2d:
-    """A dense 3×3 convolution, zero-padded by one; `zero` starts it at zero output."""
-    layer = Conv2d(c_in, c_out, 3, stride, 1)
+def conv3(c_in: int, c_out: int, stride: int = 1, zero: bool = False, side: int = 3) -> Conv2d:
+    """A dense 3×3 (or side²) convolution, zero-padded to keep the size; `zero` starts it at zero output."""
+    layer = Conv2d(c_in, c_out, side, stride, side // 2)
     if zero:
         nn.init.zeros_(layer.weight)
     if layer.bias is not None:
@@ -42,6 +42,18 @@ def conv3(c_in: int, c_out: int, stride: int = 1, zero: bool = False) -> Conv2d:
 def norm(x: Tensor) -> Tensor:
     """Zero mean and unit variance over the channels at each pixel: keeps the receptive field finite."""
     return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],)).permute(0, 3, 1, 2)
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """norm(x)·scale + shift, of which scale and shift are (B, C)."""
+    if len(scale) == 1:  # layer_norm does it in its own pass
+        return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), scale[0], shift[0]).permute(0, 3, 1, 2)
+    return torch.addcmul(shift[:, :, None, None], norm(x), scale[:, :, None, None])
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU; in the memory of x, which is the caller's own, where no gradient needs it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def added(x: Tensor, y: Tensor) -> Tensor:
@@ -66,28 +78,27 @@ class Block(nn.Module):
         x ── norm ── ·(1 + scale) + shift ── SiLU ── conv 3×3 ── + ── SiLU ── conv 3×3 ── + ──
         │                    ↑                                   ↑                        │
         │                embedding                      1×1 conv of context               │
-        └──────────────────────────── (1×1 conv if c_in ≠ c_out) ─────────────────────────┘
+        └──────────────────────────────────────────────────────────────────────────────────┘
 
-    Shapes: x (B, c_in, H, W), embedding (B, E) float32, context contribution (B, c_out, H, W).
+    Shapes: x (B, width, H, W), embedding (B, E) float32, context contribution (B, width, H, W).
     The first convolution over [x, context] is split: `contribute` may be computed once and used at every step.
     """
 
-    def __init__(self, c_in: int, c_out: int, embedding: int, context: int = 0) -> None:
+    def __init__(self, width: int, embedding: int, context: int = 0) -> None:
         super().__init__()
-        self.modulation = Linear(embedding, 2 * c_in)
+        self.modulation = Linear(embedding, 2 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
-        self.conv1 = conv3(c_in, c_out)
-        self.contribute = Conv2d(context, c_out, 1) if context else None
-        self.conv2 = conv3(c_out, c_out, zero=True)
-        self.shortcut = Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.conv1 = conv3(width, width)
+        self.contribute = Conv2d(context, width, 1) if context else None
+        self.conv2 = conv3(width, width, zero=True)
 
     def forward(self, x: Tensor, embedding: Tensor, contribution: Tensor | None = None) -> Tensor:
-        scale, shift = self.modulation(embedding)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
-        h = self.conv1(F.silu(torch.addcmul(shift, norm(x), 1 + scale)))
+        scale, shift = self.modulation(embedding).to(x.dtype).chunk(2, dim=1)
+        h = self.conv1(silu(modulated(x, 1 + scale, shift)))
         if contribution is not None:
             h = added(h, contribution)
-        return added(self.conv2(F.silu(h)), self.shortcut(x))
+        return added(self.conv2(silu(h)), x)
 
 
 def fourier(u: Tensor, pairs: int) -> Tensor:

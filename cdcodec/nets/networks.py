@@ -63,9 +63,12 @@ class Networks(nn.Module):
         rho: Tensor,
         contributions: list[list[Tensor]],
         dtype: torch.dtype,
+        *,
+        blank: bool = False,
     ) -> Tensor:
         """x̂_0 (B, 3, H, W) float32 from x_t, base (B, 3, H, W), alpha_bar, variance, rho (B,), condition (B, K).
 
+        blank: x_t is nothing but zeros, at ᾱ = 0, and the U-Net need not look at it.
         For the schedule "sigma". Preconditioned on the base, predictions of x and of ε differ in their sign alone (left
         out here): both are of what the best linear estimate leaves over, at unit variance (Karras et al. 2022, arXiv
         2206.00364, table 1). The parametrisations differ in what they are trained for and where sampling starts.
@@ -74,7 +77,7 @@ class Networks(nn.Module):
         embedding = self.unet.embed(sigma_of_alpha_bar(alpha_bar), condition, rho)
         state = Preconditioned.of(x_t, base, variance[wide], alpha_bar[wide])
         # The U-Net's convolutions are fastest with channels last, so its input is laid out so.
-        fed = state.input.to(dtype).contiguous(memory_format=torch.channels_last)
+        fed = None if blank else state.input.to(dtype).contiguous(memory_format=torch.channels_last)
         output: Tensor = self.unet(fed, embedding, contributions)
         return state.x_0(output)
 
@@ -101,7 +104,10 @@ class Networks(nn.Module):
 
         def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
             level, realism = (torch.tensor([v], dtype=torch.float32, device=x_t.device) for v in (alpha_bar, rho))
-            return self.predict(x_t, level, base, given.variance, given.condition, realism, contributions, dtype)
+            blank = alpha_bar == 0 and not x_t.any()
+            return self.predict(
+                x_t, level, base, given.variance, given.condition, realism, contributions, dtype, blank=blank
+            )
 
         return denoise
 

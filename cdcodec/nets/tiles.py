@@ -153,10 +153,14 @@ class Reach(NamedTuple):
         def up(blocks: int) -> list[tuple[int, int]]:  # the head and the blocks; between them 1×1 convolutions
             return [(scales[0], 1), *((scale, 2 * blocks) for scale in scales)]
 
+        # The U-Net has its blocks up at all resolutions but the coarsest, those down at all but the finest.
+        deep = 2 * config.unet_depth
+        unet = [(scales[0], 1), *((scale, deep) for scale in scales)]
+        unet += [*((scale, deep + 1) for scale in reversed(scales[1:-1])), (scales[0], 2)]
         return cls(
             _reach([(scales[-1], 1), *down(config.analysis_depth)], config),
             _reach([*up(config.analysis_depth), (scales[-1], 1)], config),
-            _reach([*up(config.unet_depth), *down(config.unet_depth)], config),
+            _reach(unet, config),
         )
 
 

@@ -21,16 +21,17 @@ LOG_SIGMA_RANGE = (-6.0, 3.0)
 class UNet(nn.Module):
     """Picture-shaped input (B, 3, H, W) → picture-shaped output (B, 3, H, W) float32, given context and embedding.
 
-        x ─ unshuffle 4 ─ conv ─ + ─ blocks ──────────── cat ─ blocks ─ norm ─ conv ─ shuffle 4 ─
-        b ─ unshuffle 4 ─ conv ─ ┘     ↓2                 ↑2
-                                     blocks ──── cat ─ blocks
-                                       ↓2         ↑2
-                                     blocks ─── blocks           every block is told the context of its resolution
+        x ─ unshuffle 4 ─ conv ─ + ───────────────────────── + ─ blocks ─ norm ─ conv ─ shuffle 4 ─
+        b ─ unshuffle 4 ─ conv ─ ┘ ↓2                        ↑2
+                                   └─ blocks ───── + ─ blocks
+                                        ↓2         ↑2
+                                        └─ blocks ─┘            every block is told the context of its resolution
 
     `contributions` (what it takes from the base reconstruction b and from the context pyramid) and the embedding do
     not depend on x: compute the first once per picture, the second once per step.
     """
 
+    stem: Any  # whose bias is there
     down_blocks: Any  # lists of lists of Block, which nn.ModuleList cannot say
     up_blocks: Any
 
@@ -43,14 +44,10 @@ class UNet(nn.Module):
         self.stem = conv3(3 * self.unshuffle**2, widths[0])
         self.base = conv3(3 * self.unshuffle**2, widths[0])
         depth = range(config.unet_depth)
-        self.down_blocks = nn.ModuleList(
-            nn.ModuleList(Block(w, w, e, c) for _ in depth) for w, c in zip(widths, context, strict=True)
-        )
+        levels = list(zip(widths, context, strict=True))
+        self.down_blocks = nn.ModuleList(nn.ModuleList(Block(w, e, c) for _ in depth) for w, c in levels[1:])
         self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in pairwise(widths))
-        self.up_blocks = nn.ModuleList(
-            nn.ModuleList(Block(2 * w if i == 0 and w != widths[-1] else w, w, e, c) for i in depth)
-            for w, c in zip(widths, context, strict=True)
-        )
+        self.up_blocks = nn.ModuleList(nn.ModuleList(Block(w, e, c) for _ in depth) for w, c in levels[:-1])
         self.ups = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
         self.head = conv3(widths[0], 3 * self.unshuffle**2, zero=True)
 
@@ -68,27 +65,27 @@ class UNet(nn.Module):
         """
         seen = base.to(pyramid[0].dtype).contiguous(memory_format=torch.channels_last)
         told = [
-            [block.contribute(normed) for block in (*self.down_blocks[i], *self.up_blocks[i])]
+            [block.contribute(normed) for block in (*down, *up)]
             # The pyramid's levels are residual streams of very different sizes: unnormed, the finest drowns all else.
-            for i, normed in enumerate(map(norm, pyramid))
+            for down, up, normed in zip([(), *self.down_blocks], [*self.up_blocks, ()], map(norm, pyramid), strict=True)
         ]
         return [[self.base(F.pixel_unshuffle(seen, self.unshuffle))], *told]
 
-    def forward(self, x: Tensor, embedding: Tensor, contributions: list[list[Tensor]]) -> Tensor:
+    def forward(self, x: Tensor | None, embedding: Tensor, contributions: list[list[Tensor]]) -> Tensor:
+        """x None stands for zeros, of which the stem makes its bias."""
         (base,), *told = contributions
-        h = added(self.stem(F.pixel_unshuffle(x, self.unshuffle)), base)
+        if x is None:
+            h = base + self.stem.bias.to(base.dtype)[:, None, None]
+        else:
+            h = added(self.stem(F.pixel_unshuffle(x, self.unshuffle)), base)
         skips: list[Tensor] = []
-        last = len(self.down_blocks) - 1
-        for i, blocks in enumerate(self.down_blocks):
-            for block, contribution in zip(blocks, told[i][: len(blocks)], strict=True):
-                h = block(h, embedding, contribution)
-            if i < last:
-                skips.append(h)
-                h = self.downs[i](h)
-        for i in reversed(range(last + 1)):
-            if i < last:
-                h = torch.cat((self.ups[i](h), skips[i]), dim=1)
-            blocks = self.up_blocks[i]
-            for block, contribution in zip(blocks, told[i][len(blocks) :], strict=True):
-                h = block(h, embedding, contribution)
+        for down, blocks, parts in zip(self.downs, self.down_blocks, told[1:], strict=True):
+            skips.append(h)
+            h = down(h)
+            for block, part in zip(blocks, parts, strict=False):
+                h = block(h, embedding, part)
+        for up, blocks, parts in reversed(list(zip(self.ups, self.up_blocks, told[:-1], strict=True))):
+            h = added(up(h), skips.pop())
+            for block, part in zip(blocks, parts[-len(blocks) :], strict=True):
+                h = block(h, embedding, part)
         return F.pixel_shuffle(self.head(norm(h)), self.unshuffle).float()
