@@ -107,7 +107,9 @@ def main(*, path: Path | None, lam: float, preset: str, times: int, weights: Pat
 
     from cdcodec import image
     from cdcodec import weights as store
+    from cdcodec.device import keep_freed_memory
 
+    keep_freed_memory()  # as the commands do
     if threads:
         torch.set_num_threads(threads)
     pixels = picture(*SIZE) if path is None else image.read(path, strip=True).pixels

@@ -87,7 +87,7 @@ class Synthesis(nn.Module):
         ŷ ─┬─ conv ─ blocks ─ ↑2 ─ blocks ─ ↑2 ─ blocks ─ norm ─ conv + ρ·conv ─ shuffle 4 ─ + ─ b
            └─────────────────────────── inverse cosine transform ──────────────────────────┘
 
-    In: ŷ (B, C_y, h, w) float32 behind the inverse gain, condition (B, K), ρ (B,). Out: list of (B, C_i, 4h, 4w),
+    In: ŷ (B, C_y, h, w) float32 behind the inverse gain, condition (B, K), ρ (B,). Out: normed (B, C_i, 4h, 4w),
     (…, 2h, 2w), (…, h, w) in `dtype`, and b (B, 3, 16h, 16w) float32, the base reconstruction that `--steps 0` shows.
     """
 
@@ -114,10 +114,11 @@ class Synthesis(nn.Module):
         for i in reversed(range(len(self.levels))):
             for block in self.levels[i].children():
                 h = block(h, embedding)
-            pyramid.insert(0, h)
+            # The levels are residual streams of very different sizes: unnormed, the finest would drown all else.
+            pyramid.insert(0, norm(h))
             if i:
                 h = self.ups[i - 1](h)
-        added = self._head(norm(h), rho)
+        added = self._head(pyramid[0], rho)
         return pyramid, self.transform.inverse(latent) + F.pixel_shuffle(added, self.unshuffle).float()
 
     def _head(self, h: Tensor, rho: Tensor) -> Tensor:

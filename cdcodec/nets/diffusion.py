@@ -68,9 +68,14 @@ class Preconditioned:
     k = s²/(s² + σ²). Finite for every ᾱ in [0, 1].
     """
 
-    input: Tensor
+    input: Tensor | None
     skip: Tensor
     out: Tensor
+
+    @classmethod
+    def blank(cls, base: Tensor, variance: Tensor) -> Preconditioned:
+        """At ᾱ = 0 of x_t = 0, where there is nothing to see: input is None."""
+        return cls(input=None, skip=base, out=variance.sqrt())
 
     @classmethod
     def of(cls, x_t: Tensor, base: Tensor, variance: Tensor, alpha_bar: Tensor) -> Preconditioned:

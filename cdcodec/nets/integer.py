@@ -54,20 +54,19 @@ class IntegerLayer:
             raise ValueError("an integer layer could leave the range of exact arithmetic")
 
     @cached_property
-    def kernel(self) -> Tensor:
-        """The weight in float64, as it computes."""
-        return self.weight.double()
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """Weight, and bias with the half of a unit for rounding, in float64, as it computes."""
+        return self.weight.double(), (self.bias + (torch.ones_like(self.bias) << (self.shift.long() - 1))).double()
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → int64 (B, C_out, H, W)."""
         side = self.weight.shape[2]
         x = F.pad(x, [side // 2] * 4)
-        bias = (self.bias + (torch.ones_like(self.bias) << (self.shift.long() - 1)))[:, None, None]
         shift = self.shift.long()[:, None, None]
         height, width = x.shape[2] - side + 1, x.shape[3] - side + 1
         rows = max(1, STRIP_ELEMENTS // (x.shape[1] * side**2 * width))
         strips = [
-            (F.conv2d(x[:, :, top : min(top + rows, height) + side - 1], self.kernel).round().long() + bias) >> shift
+            F.conv2d(x[:, :, top : min(top + rows, height) + side - 1], *self.exact).long() >> shift
             for top in range(0, height, rows)
         ]
         return torch.cat(strips, dim=2)

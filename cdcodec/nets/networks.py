@@ -75,10 +75,11 @@ class Networks(nn.Module):
         """
         wide = (slice(None), None, None, None)
         embedding = self.unet.embed(sigma_of_alpha_bar(alpha_bar), condition, rho)
-        state = Preconditioned.of(x_t, base, variance[wide], alpha_bar[wide])
-        # The U-Net's convolutions are fastest with channels last, so its input is laid out so.
-        fed = None if blank else state.input.to(dtype).contiguous(memory_format=torch.channels_last)
-        output: Tensor = self.unet(fed, embedding, contributions)
+        if blank:
+            state = Preconditioned.blank(base, variance[wide])
+        else:
+            state = Preconditioned.of(x_t, base, variance[wide], alpha_bar[wide])
+        output: Tensor = self.unet(state.input, embedding, contributions)
         return state.x_0(output)
 
     def alpha_bars(self, steps: int) -> list[float]:

@@ -63,13 +63,15 @@ class UNet(nn.Module):
 
         Each (B, width, H_i, W_i) in the pyramid's dtype.
         """
-        seen = base.to(pyramid[0].dtype).contiguous(memory_format=torch.channels_last)
         told = [
-            [block.contribute(normed) for block in (*down, *up)]
-            # The pyramid's levels are residual streams of very different sizes: unnormed, the finest drowns all else.
-            for down, up, normed in zip([(), *self.down_blocks], [*self.up_blocks, ()], map(norm, pyramid), strict=True)
+            [block.contribute(level) for block in (*down, *up)]
+            for down, up, level in zip([(), *self.down_blocks], [*self.up_blocks, ()], pyramid, strict=True)
         ]
-        return [[self.base(F.pixel_unshuffle(seen, self.unshuffle))], *told]
+        return [[self.base(self._unshuffled(base, pyramid[0].dtype))], *told]
+
+    def _unshuffled(self, picture: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, 3, H, W) as channels of a quarter of the resolution, laid out as the convolutions are fastest."""
+        return F.pixel_unshuffle(picture.to(dtype).contiguous(memory_format=torch.channels_last), self.unshuffle)
 
     def forward(self, x: Tensor | None, embedding: Tensor, contributions: list[list[Tensor]]) -> Tensor:
         """x None stands for zeros, of which the stem makes its bias."""
@@ -77,7 +79,7 @@ class UNet(nn.Module):
         if x is None:
             h = base + self.stem.bias.to(base.dtype)[:, None, None]
         else:
-            h = added(self.stem(F.pixel_unshuffle(x, self.unshuffle)), base)
+            h = added(self.stem(self._unshuffled(x, base.dtype)), base)
         skips: list[Tensor] = []
         for down, blocks, parts in zip(self.downs, self.down_blocks, told[1:], strict=True):
             skips.append(h)
