@@ -216,7 +216,7 @@ def test_target_psnr(tiny):
         works("decode", "t.cdc", "t.png", "--steps", 1, "--force")
         return target.psnr(original, np.asarray(Image.open("t.png")))
 
-    wished = max(quality(lam) for lam in tiny.ladder) - 0.2
+    wished = max(quality(lam) for lam in tiny.ladder) - 0.5  # of an untrained model it does not rise evenly
     line = works("encode", "in.png", "x.cdc", "--target-psnr", wished, "--steps", 1, "--json").lines[0]
     works("decode", "x.cdc", "x.png", "--steps", 1)
     assert line["psnr"] == pytest.approx(target.psnr(original, np.asarray(Image.open("x.png"))), abs=1e-4)
