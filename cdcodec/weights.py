@@ -288,7 +288,7 @@ def assemble(
         for name in own:
             if not floats[name].is_floating_point():
                 raise ValueError(f"{name} holds {floats[name].dtype}, not floating point")
-        networks.load_state_dict(own)
+        networks.load_state_dict(own, assign=True)  # no copy
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise WeightsError(f"the checkpoint of {config.preset} is damaged: {' '.join(lines[:2])}") from None
