@@ -42,8 +42,7 @@ def pictures() -> dict[str, tuple[Image.Image, float]]:
 def identity(root: Path) -> dict[str, str]:
     """What of the weights decides symbols (bitstream) and pixels (tensors), in hexadecimal."""
     rung = store.find(root)
-    metadata = store.read_metadata(rung.path.with_name(store.BASE))
-    return {"bitstream": f"{rung.id:08x}", "tensors": metadata["tensors"]}
+    return {"bitstream": f"{rung.id:08x}", "tensors": store.about(root)["tensors"]}
 
 
 def make(root: Path, folder: Path) -> None:

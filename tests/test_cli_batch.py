@@ -269,7 +269,15 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(monkeypatch):
         assert tree() == ["in.png"]
 
 
-@pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="Ctrl-C is ignored")
+@pytest.fixture
+def heeded_interrupt():
+    """Children heed Ctrl-C, which the background jobs of a shell, and what they start, ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupt")
 def test_a_real_interrupt():
     picture("a.png")
     os.mkfifo("b.png")  # whoever opens it waits
