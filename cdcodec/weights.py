@@ -281,13 +281,13 @@ def assemble(
         if len(z) != config.hyper or len(y) != 256:
             raise ValueError("the tables do not fit the architecture")
         networks = Networks(config)
-        own = {name: value.float() for name, value in floats.items() if not name.startswith("rate.")}
+        own = {name: value for name, value in floats.items() if not name.startswith("rate.")}
         differing = sorted(own.keys() ^ networks.state_dict().keys())
         if differing:
             raise ValueError(f"{differing[0]} is {'not known' if differing[0] in own else 'missing'}")
-        for name in own:
-            if not floats[name].is_floating_point():
-                raise ValueError(f"{name} holds {floats[name].dtype}, not floating point")
+        for name, value in own.items():
+            if not value.is_floating_point():
+                raise ValueError(f"{name} holds {value.dtype}, not floating point")
         networks.load_state_dict(own, assign=True)  # no copy
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]

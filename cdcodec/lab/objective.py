@@ -1,5 +1,6 @@
 """The training objective: λ·bpp + (1 − ρ)·w(t)·‖x̂₀ − x‖² + ρ·κ·LPIPS (paper eq. 9, with one ladder for all λ and ρ).
-For the light head's picture 1 − ρ/2 stands for 1 − ρ, and a κ of its own.
+For the light head's picture 1 − ρ/2 stands for 1 − ρ, and a κ of its own. Every sample's loss is divided by √λ: it
+grows with λ about as fast, and the smallest λ would be drowned.
 
 ‖·‖² is the mean over elements, x in [−1, 1]. Every random number is drawn from the samples' keys (draws.py).
 """
@@ -103,9 +104,10 @@ class Objective(nn.Module):
         condition, log_variance = rows @ ladder.condition, rows @ ladder.log_variance
         bits, latent = self.code(x, key, rows, condition)
         bpp = bits / (x.shape[2] * x.shape[3])
-        lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power * ramp
+        lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power
+        rate, balance = ramp * lam_eff * bpp, lam_eff.rsqrt()
         if self.kind == "entropy":
-            loss = (lam_eff.sqrt() * bpp).mean()  # by the root, so that no λ drowns the others
+            loss = (balance * rate).mean()
             return loss, {"loss": loss.detach(), "bpp": bpp.detach().mean()}
         rho = self.draw_rho(key)
         pyramid, base = self.networks.synthesis(latent, condition, rho, self.dtype)
@@ -127,7 +129,7 @@ class Objective(nn.Module):
             # Beside the light head at its full weight: with less, the rate soon outweighs it.
             distortion = distortion + diffusion
             metrics.update(more)
-        loss = (lam_eff * bpp + distortion).mean()
+        loss = (balance * (rate + distortion)).mean()
         # s² follows the error of the light head: the maximum of a Gaussian likelihood, touching nothing else.
         fit = 0.5 * (base_mse.detach() / log_variance.exp() + log_variance).mean()
         metrics["loss"] = loss

@@ -34,7 +34,7 @@ class Recipe:
     warmup: int = 200
     ramp: float = 0.15
     ema: float = 0.999
-    clip: float = 1.0
+    clip: float = 5.0
     lpips: str = "squeeze"
     weights: Weights = field(default_factory=Weights)
     phases: tuple[Phase, ...] = (Phase(),)

@@ -2,7 +2,7 @@
 
 Weights, biases and activations are integers, carried in float64 tensors: every partial sum of a convolution stays below
 2^53, where float64 is exact, so neither the order of summation nor threads, batch or device can change it. Between the
-layers an arithmetic shift with rounding brings the sums back to fixed point (SPEC.md, section 6). Always on the CPU.
+layers a shift with rounding brings the sums back to fixed point (SPEC.md, section 6). Always on the CPU.
 """
 
 from __future__ import annotations
@@ -55,18 +55,23 @@ class IntegerLayer:
 
     @cached_property
     def exact(self) -> tuple[Tensor, Tensor]:
-        """Weight, and bias with the half of a unit for rounding, in float64, as it computes."""
-        return self.weight.double(), (self.bias + (torch.ones_like(self.bias) << (self.shift.long() - 1))).double()
+        """Weight, and bias with the half for rounding, in float64 and units of the output: sums are shifted already.
+
+        A power of two changes no digit of a float, so that what was exact in integers is exact here too.
+        """
+        unit = torch.ldexp(torch.ones(len(self.shift), dtype=torch.float64), -self.shift.int())
+        return self.weight * unit[:, None, None, None], self.bias * unit + 0.5
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → int64 (B, C_out, H, W)."""
+        """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → the same (B, C_out, H, W)."""
         side = self.weight.shape[2]
         x = F.pad(x, [side // 2] * 4)
-        shift = self.shift.long()[:, None, None]
         height, width = x.shape[2] - side + 1, x.shape[3] - side + 1
         rows = max(1, STRIP_ELEMENTS // (x.shape[1] * side**2 * width))
+        if rows >= height:
+            return F.conv2d(x, *self.exact).floor_()
         strips = [
-            F.conv2d(x[:, :, top : min(top + rows, height) + side - 1], *self.exact).long() >> shift
+            F.conv2d(x[:, :, top : min(top + rows, height) + side - 1], *self.exact).floor_()
             for top in range(0, height, rows)
         ]
         return torch.cat(strips, dim=2)
@@ -167,18 +172,18 @@ class IntegerHyperSynthesis:
             x = x * 2.0**self.fraction_bits + self.medians.double()[:, None, None]
             x = x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
         for layer in self.layers[:-1]:
-            x = F.pixel_shuffle(self._activate(layer(x)).double(), 2)
+            x = F.pixel_shuffle(self._activate(layer(x)), 2)
         out = self.layers[-1](x)[:, :, : size[0], : size[1]]
         raw, mean = out.chunk(2, dim=1)
-        index = torch.searchsorted(self.thresholds.long(), raw.contiguous(), right=True).to(torch.uint8)
+        index = torch.searchsorted(self.thresholds.double(), raw.contiguous(), right=True).to(torch.uint8)
         limit = SYMBOL_LIMIT << self.fraction_bits
         shape = (*batch, *raw.shape[1:])
         return index.numpy().reshape(shape), mean.clamp(-limit, limit).to(torch.int32).numpy().reshape(shape)
 
     def _activate(self, x: Tensor) -> Tensor:
-        """Saturation, then ReLU, leaky where there is a slope; int64."""
-        x = x.clamp(-ACTIVATION_LIMIT if self.slope else 0, ACTIVATION_LIMIT)
-        return torch.maximum(x, (x * self.slope + (1 << (SLOPE_BITS - 1))) >> SLOPE_BITS) if self.slope else x
+        """Saturation, then ReLU, leaky where there is a slope; in the memory of x."""
+        x = x.clamp_(-ACTIVATION_LIMIT if self.slope else 0, ACTIVATION_LIMIT)
+        return torch.maximum(x, (x * self.slope / 2**SLOPE_BITS + 0.5).floor_()) if self.slope else x
 
 
 def _fixed_point(weight: Tensor, bias: Tensor | None, bits_in: int, bits_out: int) -> IntegerLayer:

@@ -38,9 +38,10 @@ class Model:
         self.integer, self.device, self.dtype = integer, device, dtype
         self.encoder_dtype = torch.float32 if self.config.exact_encoder else dtype
         self.networks = networks.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
-        self.networks.analysis.levels.to(self.encoder_dtype)
-        for part in (self.networks.synthesis.levels, self.networks.unet):
-            part.to(dtype)  # cast once; the layers around them stay float32
+        cast = {p: self.encoder_dtype for p in networks.analysis.levels.parameters()}
+        cast |= {p: dtype for part in (networks.synthesis.levels, networks.unet) for p in part.parameters()}
+        for p in self.networks.parameters():
+            p.data = p.to(cast.get(p, torch.float32))  # once, however they are stored; the layers cast the others
         if compile:
             self.networks.unet.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
