@@ -33,6 +33,7 @@ class ModelConfig:
     hyper_slope: of the leaky ReLU in the hyper-synthesis, 0 for a plain one.
     hyper_kernel: side of the hyper-synthesis' last kernel, 1 or 3; those before it are 3×3.
     hyper_scale: what the hyper-synthesis puts out, "log" σ or σ itself ("linear").
+    density_weights, density_scales: y given μ and σ is the mixture Σ weight·N(μ, (scale·σ)²) of these.
     unet_widths, unet_depth: like analysis_*, for the denoiser.
     context: channels of the pyramid's finest level, where it is not analysis_widths[0].
     condition: length of the conditioning vector that stands for λ (0: the model knows one λ only).
@@ -60,6 +61,8 @@ class ModelConfig:
     hyper_slope: float = 0.0
     hyper_kernel: int = 3
     hyper_scale: str = "log"
+    density_weights: tuple[float, ...] = (1.0,)
+    density_scales: tuple[float, ...] = (1.0,)
     unet_widths: tuple[int, ...] = (48, 96, 192)
     unet_depth: int = 1
     context: int = 0
@@ -93,6 +96,10 @@ class ModelConfig:
             "levels": 1 <= len(self.analysis_widths) <= 8 and 1 <= len(self.unet_widths) <= 8,
             "hyper_widths": len(self.hyper_widths) == 2,
             "hyper_kernel": self.hyper_kernel in (1, 3),
+            "density": 1 <= len(self.density_weights) == len(self.density_scales) <= 8
+            and all(0 < share <= 1 for share in self.density_weights)
+            and abs(sum(self.density_weights) - 1) < 1e-6
+            and all(0.125 <= scale <= 8 for scale in self.density_scales),
             "depth": 1 <= self.analysis_depth <= 16 and 1 <= self.unet_depth <= 16,
             "conditioning": max(self.condition, self.embedding, self.context) <= 2048 and 0 <= self.timesteps < 2**20,
             "rho": 0 <= self.rho_min <= self.rho <= self.rho_max <= 1,
@@ -176,11 +183,16 @@ PAPER_EPS = dataclasses.replace(
 )
 """Their ε-parametrised model."""
 
+HEAVY_TAILS: dict[str, Any] = {"density_weights": (0.72, 0.28), "density_scales": (0.72, 1.46)}
+"""Fitted to what compact-x, trained for one Gaussian, makes of the training photographs: (y − μ)/σ has a kurtosis of 4
+to 7, and with these two of them its rate is 1.5 (largest λ) to 3 % (smallest) lower."""
+
 PRESETS: dict[str, ModelConfig] = {
-    "compact-x": ModelConfig(hyper_kernel=1, steps=1),
+    "compact-x": ModelConfig(hyper_kernel=1, steps=1, **HEAVY_TAILS),
     "compact-eps": ModelConfig(
         preset="compact-eps",
         hyper_kernel=1,
+        **HEAVY_TAILS,
         parametrisation="eps",
         shares="compact-x",
         rho_max=0.0,
@@ -197,6 +209,7 @@ PRESETS: dict[str, ModelConfig] = {
         latent=16,
         hyper=8,
         hyper_widths=(16, 16),
+        **HEAVY_TAILS,
         unet_widths=(16, 16, 24),
         unet_depth=1,
         condition=8,

@@ -24,12 +24,20 @@ def rate() -> RateModel:
     return RateModel(CONFIG).requires_grad_(False)
 
 
-def test_a_wide_gaussian_costs_its_entropy(rate: RateModel) -> None:
+def test_a_wide_gaussian_costs_its_entropy_and_heavy_tails_are_cheaper_as_a_mixture(rate: RateModel) -> None:
     generator = torch.Generator().manual_seed(1)
     sigma = torch.tensor(12.0)
+    plain = RateModel(dataclasses.replace(CONFIG, density_weights=(1.0,), density_scales=(1.0,)))
+
+    def bits(model: RateModel, y: torch.Tensor) -> float:
+        return model.bits_y(y.round(), sigma.log().expand_as(y), torch.zeros_like(y)).item() / y.numel()
+
     y = sigma * torch.randn(1, CONFIG.latent, 64, 64, generator=generator)
-    bits = rate.bits_y(y.round(), sigma.log().expand_as(y), torch.zeros_like(y)).item() / y.numel()
-    assert bits == pytest.approx(0.5 * np.log2(2 * np.pi * np.e * 12**2), rel=0.005)
+    assert bits(plain, y) == pytest.approx(0.5 * np.log2(2 * np.pi * np.e * 12**2), rel=0.005)
+    assert bits(plain, y) < bits(rate, y)
+    wide = torch.rand(y.shape, generator=generator) < CONFIG.density_weights[1]
+    heavy = y * torch.where(wide, *(torch.tensor(scale) for scale in reversed(CONFIG.density_scales)))
+    assert bits(rate, heavy) < 0.995 * bits(plain, heavy)
 
 
 def test_noise_stands_for_rounding_and_the_wrong_scale_costs_more_than_the_right_one(rate: RateModel) -> None:

@@ -124,6 +124,20 @@ def test_gaussian_tables_cost_next_to_nothing_above_the_entropy():
         assert -1e-6 < excess < 1.2e-4
 
 
+def test_tables_of_a_mixture_hold_its_probabilities():
+    tables = gaussian_tables((0.72, 0.28), (0.72, 1.46))
+    for row in (0, 20, 100, 200, 255):
+        deviations = [max(0.1, scale * SCALES[row]) * math.sqrt(2) for scale in (0.72, 1.46)]
+        reach = -int(tables.first[row])
+        narrow, wide = (
+            np.diff([math.erf((s - 0.5) / d) / 2 for s in range(-reach, reach + 2)]) for d in deviations
+        )
+        body = used(tables, row)[:-1]
+        assert np.abs(body / TOTAL - 0.72 * narrow - 0.28 * wide).max() < 1e-4
+        assert np.abs(body - body[::-1]).max() <= 1
+        assert math.erfc((reach + 0.5) / deviations[1]) < 1e-6
+
+
 def test_gaussian_tails_keep_their_precision():
     row = int((nearest_scale_thresholds() <= 1.0).sum())
     scale = SCALES[row] * math.sqrt(2)

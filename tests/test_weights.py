@@ -63,7 +63,8 @@ def test_configs_go_to_json_and_back() -> None:
     kinds = ('{"latent": "many"}', '{"more": 1}', "[]", '{"blocks": 3}', '{"clamp": 1}', '{"ladder": ["a"]}')
     ranges = ('{"ladder": []}', '{"ladder": [2.0, 1.0]}', '{"fraction_bits": 16}', '{"unshuffle": 0}',
               '{"unet_depth": 999}', '{"embedding": 10000000}', '{"unet_widths": []}', '{"hyper_widths": [8]}',
-              '{"blocks": "toy"}')  # fmt: skip
+              '{"blocks": "toy"}', '{"density_weights": [0.5, 0.5]}', '{"density_scales": [0.0]}',
+              '{"density_weights": [0.7, 0.7], "density_scales": [1.0, 1.0]}')  # fmt: skip
     for wrong in (*kinds, *ranges):
         with pytest.raises(ValueError, match="ModelConfig"):
             ModelConfig.from_json(wrong)

@@ -138,15 +138,17 @@ def quantise_pmf(pmf: NDArray[np.float64], tail: float) -> NDArray[np.int32]:
         counts[down] -= 1
 
 
-def gaussian_tables() -> TableSet:
-    """256 tables of round(N(0, σ)), one per entry of SCALES: P(s) = Φ((s + ½)/σ) - Φ((s - ½)/σ).
+def gaussian_tables(weights: Sequence[float] = (1.0,), scales: Sequence[float] = (1.0,)) -> TableSet:
+    """256 tables of round(N(0, σ)), one per entry of SCALES: P(s) = Φ((s + ½)/σ) - Φ((s - ½)/σ); or of a mixture of
+    Gaussians with standard deviations scale·σ, none below SCALES[0].
 
     A table reaches as far as either side's remaining mass is at least 2^-25, but never less far than ±4. The escape
     gets 2^-14 at least: real latents have more outliers than a Gaussian, and with its 16 raw bits an escaped value
     then costs 30 bits, where the continuous estimate, bounded at a likelihood of 1e-9, says 29.9. Where σ < 0.25 it
     gets 2^-18: there outliers are not seen, and at a low rate nearly all of some million symbols, each 0, pay for it.
     """
-    return _stack([_gaussian_table(sigma) for sigma in SCALES])
+    parts = list(zip(weights, scales, strict=True))
+    return _stack([_gaussian_table([(w, max(s * sigma, SCALES[0])) for w, s in parts], sigma) for sigma in SCALES])
 
 
 def tables_from_pmfs(pmfs: Sequence[tuple[int, NDArray[np.float64]]]) -> TableSet:
@@ -177,12 +179,12 @@ def _loss(p: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float
     return np.where(counts > 1, -p * np.log1p(-1 / np.maximum(counts, 2)), math.inf)
 
 
-def _gaussian_table(sigma: float) -> tuple[int, NDArray[np.int32]]:
-    """(first, counts) for standard deviation sigma; differences of erfc keep the tails accurate."""
-    scale = sigma * math.sqrt(2)
+def _gaussian_table(parts: list[tuple[float, float]], sigma: float) -> tuple[int, NDArray[np.int32]]:
+    """(first, counts) of (weight, standard deviation) together; differences of erfc keep the tails accurate."""
     outside = [1.0]
     while outside[-1] >= 2 * _END_MASS or len(outside) <= _LEAST_REACH + 1:
-        outside.append(math.erfc((len(outside) - 0.5) / scale))
+        edge = (len(outside) - 0.5) / math.sqrt(2)
+        outside.append(sum(weight * math.erfc(edge / deviation) for weight, deviation in parts))
     side = -np.diff(outside) / 2
     pmf = np.concatenate([side[:0:-1], [2 * side[0]], side[1:]])
     return 1 - len(side), quantise_pmf(pmf, max(outside[-1], _NARROW_ESCAPE_MASS if sigma < _NARROW else _ESCAPE_MASS))

@@ -131,7 +131,8 @@ def integer_tensors(networks: Networks, rate: RateModel, config: ModelConfig) ->
     """The bitstream part: integer.* and tables.*."""
     integer = IntegerHyperSynthesis.of(networks.hyper_synthesis, nearest_scale_thresholds(), config)
     z = tables_from_pmfs([(first, pmf.numpy()) for first, pmf in rate.pmf_z()])
-    tables = {name: torch.from_numpy(part) for name, part in stored(z, gaussian_tables()).items()}
+    y = gaussian_tables(config.density_weights, config.density_scales)
+    tables = {name: torch.from_numpy(part) for name, part in stored(z, y).items()}
     return {**integer.tensors(), **tables}
 
 

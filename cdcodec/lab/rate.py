@@ -21,7 +21,8 @@ with warnings.catch_warnings():  # compressai 1.2 still uses torch.jit.script, w
 
 
 class RateModel(nn.Module):
-    """Bits of z under a learned factorised density and of y under N(μ, σ²); medians of z are zero by construction.
+    """Bits of z under a learned factorised density and of y under N(μ, σ²), or the configuration's mixture of such;
+    medians of z are zero by construction.
 
     Likelihoods are bounded from below at 1e-9, by CompressAI's bound whose gradient still reaches what lies under it.
     """
@@ -31,6 +32,7 @@ class RateModel(nn.Module):
         self.bottleneck = EntropyBottleneck(config.hyper)
         self.bottleneck.quantiles.requires_grad_(False)
         self.gaussian = GaussianConditional(None, scale_bound=SCALE_MIN)
+        self.mixture = list(zip(config.density_weights, config.density_scales, strict=True))
 
     def bits_z(self, z: Tensor) -> Tensor:
         """z (B, C_z, h, w) with noise or rounded → bits (B,). CompressAI's own forward permutes by a tensor, which
@@ -43,7 +45,10 @@ class RateModel(nn.Module):
 
     def bits_y(self, y: Tensor, log_scale: Tensor, mean: Tensor) -> Tensor:
         """y (B, C_y, h, w) with noise or rounded, log σ and μ likewise → bits (B,)."""
-        likelihood = self.gaussian._likelihood(y, log_scale.exp(), mean)
+        sigma = log_scale.exp()
+        likelihood = torch.zeros_like(y)
+        for share, scale in self.mixture:
+            likelihood = likelihood + share * self.gaussian._likelihood(y, scale * sigma, mean)
         return -self.gaussian.likelihood_lower_bound(likelihood).log2().sum(dim=(1, 2, 3))
 
     @torch.no_grad()

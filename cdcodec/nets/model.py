@@ -64,7 +64,7 @@ class Model:
         y's index and mean come from the integers of z, by the very function that the decoder calls.
         """
         given = self.condition(lam)
-        picture = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+        picture = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
         tiling = Tiling.of((pixels.shape[0], pixels.shape[1]), self.config, self.tile)
 
         def analysed(box: Box) -> list[Tensor]:
