@@ -334,13 +334,14 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str,
     """Writes a checkpoint file with the hash of its tensors, beside its place and then renamed: a failed or interrupted
     run leaves nothing. Raises WeightsError."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialised
 
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         named = dict(tensors)
-        save_file(named, beside, {**metadata, "tensors": tensor_hash(named, named)})
+        # Not by save_file, whose files nobody else may read.
+        beside.write_bytes(serialised(named, {**metadata, "tensors": tensor_hash(named, named)}))
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be written: {error}") from None
