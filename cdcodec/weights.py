@@ -333,7 +333,6 @@ def load_tensors(
 def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
     """Writes a checkpoint file with the hash of its tensors, beside its place and then renamed: a failed or interrupted
     run leaves nothing. Raises WeightsError."""
-    from safetensors import SafetensorError
     from safetensors.torch import save as serialised
 
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -343,8 +342,8 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str,
         # Not by save_file, whose files nobody else may read.
         beside.write_bytes(serialised(named, {**metadata, "tensors": tensor_hash(named, named)}))
         os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be written: {error}") from None
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         beside.unlink(missing_ok=True)
     return path

@@ -196,13 +196,20 @@ def test_the_log_of_a_killed_run_is_mended(tmp_path):
 
 
 def test_weights_that_cannot_be_written(tmp_path, monkeypatch):
-    import safetensors.torch
+    def full(path, data):
+        with path.open("wb") as file:
+            file.write(data[:9])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def full(tensors, path, metadata):
-        Path(path).write_bytes(b"the beginning")
-        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(WeightsError, match="No space left on device"):
+    with monkeypatch.context() as patch, pytest.raises(WeightsError, match="No space left on device"):
+        patch.setattr(Path, "write_bytes", full)
         save({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {})
     assert list(tmp_path.iterdir()) == []
+    whole = save({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {})
+    assert whole.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
