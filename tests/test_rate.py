@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from cdcodec.bits import coder
-from cdcodec.bits.tables import SCALES, ideal_bits
+from cdcodec.bits.tables import SCALES, gaussian_tables, ideal_bits
 from cdcodec.config import PRESETS
 from cdcodec.lab.rate import RateModel, estimate_bits
-from cdcodec.weights import Checkpoint, load_tensors
+from cdcodec.weights import Checkpoint, load_model, load_tensors
 
 CONFIG = PRESETS["tiny-x"]
 
@@ -76,3 +76,18 @@ def test_real_bytes_stay_close_to_tables_and_estimate(tiny: Checkpoint, tiny_wei
     estimate = estimate_bits(floats, config, symbols)
     assert ideal <= real <= 1.0005 * ideal + 64
     assert abs(real - estimate) <= 0.002 * estimate + 256
+
+
+def test_the_shipped_weights_code_within_two_thousandths_of_their_estimate() -> None:
+    """Their tables were made for their own density, and their integers are the twins of their floats."""
+    from skimage import data
+
+    root = Path(__file__).parents[1] / "weights"
+    floats, integers, config = load_tensors(root)
+    expected = gaussian_tables(config.density_weights, config.density_scales)
+    assert np.array_equal(integers["tables.y.counts"].numpy(), expected.packed())
+    model = load_model(root, device="cpu")
+    for lam in (0.0032, 0.0512):
+        symbols = model.model.analyse(np.ascontiguousarray(data.astronaut()[:256, :384]), lam)
+        real = 8 * len(coder.write(symbols, model.tables))
+        assert real <= 1.002 * estimate_bits(floats, config, symbols) + 256
