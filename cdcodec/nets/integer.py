@@ -68,13 +68,11 @@ class IntegerLayer:
         x = F.pad(x, [side // 2] * 4)
         height, width = x.shape[2] - side + 1, x.shape[3] - side + 1
         rows = max(1, STRIP_ELEMENTS // (x.shape[1] * side**2 * width))
-        if rows >= height:
-            return F.conv2d(x, *self.exact).floor_()
         strips = [
             F.conv2d(x[:, :, top : min(top + rows, height) + side - 1], *self.exact).floor_()
             for top in range(0, height, rows)
         ]
-        return torch.cat(strips, dim=2)
+        return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]  # cat copies even a single one
 
 
 @dataclass(frozen=True)
