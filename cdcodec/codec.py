@@ -85,9 +85,8 @@ def read_symbols(
     rows, columns = (-(-n // config.padding) * (config.padding // config.stride) for n in (header.height, header.width))
     reader = coder.Reader(payload, checkpoint.tables)
     z = reader.read_z((config.hyper, -(-rows // 4), -(-columns // 4)))
-    index, mean = checkpoint.model.integer(z, (rows, columns))
     try:
-        symbols = Symbols(z=z, y=reader.read_y(index), index=index, mean=mean)
+        symbols = checkpoint.model.integer(z, (rows, columns), lambda places, index, mean: reader.read_y(index))
     except ValueError as error:
         raise CorruptError(f"the compressed data is damaged: {error}") from None
     reader.finish(symbols)

@@ -33,6 +33,9 @@ class ModelConfig:
     hyper_slope: of the leaky ReLU in the hyper-synthesis, 0 for a plain one.
     hyper_kernel: side of the hyper-synthesis' last kernel, 1 or 3; those before it are 3×3.
     hyper_scale: what the hyper-synthesis puts out, "log" σ or σ itself ("linear").
+    groups: the channels at which y is cut into groups, coded one behind the other; () for a single one.
+    phases: in how many stages, 1 to 4, the positions of each group are coded.
+    stage_width: channels inside the network that tells a stage of y what the stages before it have brought.
     density_weights, density_scales: y given μ and σ is the mixture Σ weight·N(μ, (scale·σ)²) of these.
     unet_widths, unet_depth: like analysis_*, for the denoiser.
     context: channels of the pyramid's finest level, where it is not analysis_widths[0].
@@ -61,6 +64,9 @@ class ModelConfig:
     hyper_slope: float = 0.0
     hyper_kernel: int = 3
     hyper_scale: str = "log"
+    groups: tuple[int, ...] = ()
+    phases: tuple[int, ...] = (1,)
+    stage_width: int = 96
     density_weights: tuple[float, ...] = (1.0,)
     density_scales: tuple[float, ...] = (1.0,)
     unet_widths: tuple[int, ...] = (48, 96, 192)
@@ -96,6 +102,11 @@ class ModelConfig:
             "levels": 1 <= len(self.analysis_widths) <= 8 and 1 <= len(self.unet_widths) <= 8,
             "hyper_widths": len(self.hyper_widths) == 2,
             "hyper_kernel": self.hyper_kernel in (1, 3),
+            "groups": all(isinstance(end, int) for end in self.groups) and len(self.groups) <= 16
+            and all(a < b for a, b in pairwise((0, *self.groups, self.latent)))
+            and len(self.phases) == len(self.groups) + 1
+            and all(count in (1, 2, 3, 4) for count in self.phases)
+            and 1 <= self.stage_width <= 2048,
             "density": 1 <= len(self.density_weights) == len(self.density_scales) <= 8
             and all(0 < share <= 1 for share in self.density_weights)
             and abs(sum(self.density_weights) - 1) < 1e-6
@@ -187,7 +198,7 @@ HEAVY_TAILS: dict[str, Any] = {"density_weights": (0.72, 0.28), "density_scales"
 """Fitted to what compact-x, trained for one Gaussian, makes of the training photographs: (y − μ)/σ has a kurtosis of 4
 to 7, and with these two of them its rate is 1.5 (largest λ) to 3 % (smallest) lower."""
 
-COMPACT_X = ModelConfig(hyper_kernel=1, steps=1, **HEAVY_TAILS)
+COMPACT_X = ModelConfig(hyper_kernel=1, groups=(12, 36, 96), phases=(3, 2, 1, 1), steps=1, **HEAVY_TAILS)
 """The codec that ships."""
 
 COMPACT_EPS = dataclasses.replace(
@@ -214,6 +225,9 @@ PRESETS: dict[str, ModelConfig] = {
         latent=16,
         hyper=8,
         hyper_widths=(16, 16),
+        groups=(4, 8),
+        phases=(4, 2, 1),
+        stage_width=8,
         **HEAVY_TAILS,
         unet_widths=(16, 16, 24),
         unet_depth=1,

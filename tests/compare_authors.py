@@ -91,7 +91,7 @@ def compare_latents(theirs: Any, ours: Checkpoint, prior: dict[str, Tensor], pix
     y = nets.analysis(x, ours.model.condition(lam).condition, x.dtype)
     z = nets.hyper_analysis(y)
     medians = prior["medians"][:, None, None]
-    log_scale, mean = nets.hyper_synthesis((z - medians).round() + medians, y.shape[2:])
+    log_scale, mean = nets.hyper_synthesis((z - medians).round() + medians, y)
     recorded = {"y": parts["latent"], "z": parts["hyper_latent"], "mean": normal.loc, "scale": normal.scale}
     for name, value in {"y": y, "z": z, "mean": mean, "scale": log_scale.exp()}.items():
         deviation = float(recorded[name].std())

@@ -50,35 +50,32 @@ SETTINGS: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 def synthetic() -> int:
-    """CRC-32 of index and mean for a picture of 384 × 256 pixels, in the architecture of compact-x.
+    """The symbol check of a picture of 384 × 256 pixels, in the architecture of compact-x.
 
     Raises RuntimeError if a batch of two gives anything else than one picture alone.
     """
     import torch
 
     from cdcodec.config import PRESETS
-    from cdcodec.nets.integer import IntegerHyperSynthesis, IntegerLayer
+    from cdcodec.nets.hyperprior import HyperSynthesis
+    from cdcodec.nets.integer import LEAVES, IntegerHyperSynthesis
 
     config, random = PRESETS["compact-x"], np.random.RandomState(5)
-    first, second = config.hyper_widths
-    layers = []
-    last = config.hyper_kernel
-    for inputs, outputs, side in (
-        (config.hyper, 4 * first, 3), (first, 4 * second, 3), (second, 2 * config.latent, last)
-    ):  # fmt: skip
-        weight = random.randint(-(2**10), 2**10, (outputs, inputs, side, side)).astype(np.int16)
-        bias = random.randint(-(2**20), 2**20, outputs).astype(np.int64)
-        shift = random.randint(10, 16, outputs).astype(np.uint8)
-        layers.append(IntegerLayer(*(torch.from_numpy(array) for array in (weight, bias, shift))))
-    thresholds = torch.arange(255, dtype=torch.int32) * 400 - 50_000
-    integer = IntegerHyperSynthesis(tuple(layers), thresholds, config.fraction_bits)
+    twin = IntegerHyperSynthesis.of(HyperSynthesis(config), np.geomspace(0.1, 256, 255), config)
+    tensors = {"integer.thresholds": torch.arange(255, dtype=torch.int32) * 400 - 50_000}
+    for name, value in twin.tensors().items():
+        leaf, shape = name.rpartition(".")[2], tuple(value.shape)
+        if leaf in LEAVES:
+            low, high = {"weight": (-(2**10), 2**10), "bias": (-(2**20), 2**20), "shift": (10, 16)}[leaf]
+            tensors[name] = torch.from_numpy(random.randint(low, high, shape)).to(value.dtype)
+    integer = IntegerHyperSynthesis.from_tensors(tensors, config)
     z = random.randint(-40, 41, (2, config.hyper, 4, 6)).astype(np.int32)
-    index, mean = integer(z, (16, 24))
-    for i in range(2):
-        alone = integer(z[i], (16, 24))
-        if not (np.array_equal(alone[0], index[i]) and np.array_equal(alone[1], mean[i])):
+    y = random.randint(-9, 10, config.latent * 16 * 24).astype(np.int32)
+    for i, alone in enumerate(integer.parameters(z[i : i + 1], (16, 24)) for i in range(2)):
+        if not all(torch.equal(a[0], b[i]) for a, b in zip(alone, integer.parameters(z, (16, 24)), strict=True)):
             raise RuntimeError("a batch gives other integers than one picture alone")
-    return zlib.crc32(mean.astype("<i4").tobytes(), zlib.crc32(index.tobytes()))
+    coded = integer(z[0], (16, 24), lambda places, index, mean: y[places])
+    return zlib.crc32(coded.index.tobytes(), coded.check(config.fraction_bits))
 
 
 def child(options: argparse.Namespace) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from PIL import Image
 from cdcodec import codec, image
 from cdcodec.bits import coder, container
 from cdcodec.errors import CdcodecError
-from cdcodec.symbols import Symbols
 from cdcodec.weights import Checkpoint, load_model
 
 MAX_PIXELS = 1 << 15
@@ -95,10 +94,9 @@ def forge(random_: random.Random, checkpoint: Checkpoint) -> bytes:
     rows, columns = -(-header.height // 16), -(-header.width // 16)
     reach = random_.choice([0, 1, 30, 1000, 32767])
     z = generator.integers(-reach, reach + 1, (config.hyper, -(-rows // 4), -(-columns // 4)), dtype=np.int32)
-    index, mean = checkpoint.model.integer(z, (rows, columns))
     reach = random_.choice([0, 1, 30, 1000, 32767])
-    y = generator.integers(-reach, reach + 1, index.shape, dtype=np.int32)
-    symbols = Symbols(z, y, index, mean)
+    y = generator.integers(-reach, reach + 1, config.latent * rows * columns, dtype=np.int32)
+    symbols = checkpoint.model.integer(z, (rows, columns), lambda places, index, mean: y[places])
     header = replace(header, symbol_check=symbols.check(config.fraction_bits))
     return container.pack(header, hostile_chunks(random_), coder.write(symbols, checkpoint.tables))
 

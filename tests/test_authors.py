@@ -86,7 +86,7 @@ def test_latents_and_their_parameters_are_theirs(root: Path, preset: str, record
     y = model.networks.analysis(x, model.condition(model.config.ladder[0]).condition, x.dtype)
     z = model.networks.hyper_analysis(y)
     z_hat = (z - medians[:, None, None]).round() + medians[:, None, None]
-    log_scale, mean = model.networks.hyper_synthesis(z_hat, y.shape[2:])
+    log_scale, mean = model.networks.hyper_synthesis(z_hat, y)
     for name, ours in {"y": y, "z": z, "mean": mean, "scale": log_scale.exp()}.items():
         assert near(ours, recorded[name]), name
     symbols = model.analyse(pixels, model.config.ladder[0])

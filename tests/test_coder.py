@@ -21,8 +21,10 @@ def read(payload: bytes, symbols: Symbols, tables: Tables) -> Symbols:
     """What `payload` decodes to, given the shapes, index and mean of `symbols`."""
     reader = Reader(payload, tables)
     z = reader.read_z(symbols.z.shape)
-    y = reader.read_y(symbols.index)
-    result = Symbols(z, y, symbols.index, symbols.mean)
+    y = np.zeros(symbols.y.size, np.int32)
+    for places in symbols.stages():
+        y[places] = reader.read_y(symbols.index.ravel()[places])
+    result = Symbols(z, y.reshape(symbols.y.shape), symbols.index, symbols.mean, symbols.stage)
     reader.finish(result)
     return result
 

@@ -16,6 +16,7 @@ from cdcodec.config import PRESETS
 from cdcodec.nets import integer
 from cdcodec.nets.hyperprior import HyperSynthesis
 from cdcodec.nets.integer import IntegerHyperSynthesis, IntegerLayer
+from cdcodec.symbols import Symbols
 
 CONFIG = PRESETS["tiny-x"]
 
@@ -23,7 +24,10 @@ CONFIG = PRESETS["tiny-x"]
 @pytest.fixture(scope="module", params=[3, 1], ids="kernel {}".format)
 def floats(request: pytest.FixtureRequest) -> HyperSynthesis:
     torch.manual_seed(3)
-    return HyperSynthesis(dataclasses.replace(CONFIG, hyper_kernel=request.param)).requires_grad_(False)
+    made = HyperSynthesis(dataclasses.replace(CONFIG, hyper_kernel=request.param)).requires_grad_(False)
+    for refinement in made.refinements:
+        refinement.out.weight.normal_(0, 0.1)  # which training begins at zero
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -52,55 +56,97 @@ def test_it_is_the_specified_integer_arithmetic(twin: IntegerHyperSynthesis, z: 
         h = convolve(h, layer).clip(0, integer.ACTIVATION_LIMIT)
         c, height, width = h.shape
         h = h.reshape(c // 4, 2, 2, height, width).transpose(0, 3, 1, 4, 2).reshape(c // 4, 2 * height, 2 * width)
-    raw, mean = np.split(convolve(h, twin.layers[-1])[:, :18, :27], 2)
-    index = np.searchsorted(twin.thresholds.numpy(), raw, side="right")
-    ours_index, ours_mean = twin(z[0], (18, 27))
-    assert np.array_equal(index, ours_index)
-    assert np.array_equal(mean, ours_mean)
+    raw, mean_before = np.split(convolve(h, twin.layers[-1])[:, :18, :27], 2)
+    y = np.random.default_rng(6).integers(-9, 10, raw.shape, dtype=np.int32)
+    ours = twin(z[0], (18, 27), lambda places, *_: y.ravel()[places])
+    features = h[:, :18, :27]
+    index, mean = (np.zeros(y.shape, np.int64) for _ in range(2))
+    for i, stage in enumerate(twin.stages):
+        own_raw, own_mean = raw[stage.part], mean_before[stage.part]
+        if i:
+            part, known = twin.refinements[i - 1], y[: stage.known].clip(-7, 7).astype(np.int64)
+            known[ours.stage[: stage.known] >= i] = 0
+            inner = convolve(np.concatenate((abs(known), known)), part.told) + convolve(features, part.given)
+            more = convolve(inner.clip(0, integer.ACTIVATION_LIMIT), part.out)
+            own_raw, own_mean = (a + b for a, b in zip((own_raw, own_mean), np.split(more, 2), strict=True))
+        now = ours.stage[stage.part] == i
+        index[stage.part][now] = np.searchsorted(twin.thresholds.numpy(), own_raw, side="right")[now]
+        mean[stage.part][now] = own_mean[now]
+    assert np.array_equal(y, ours.y)
+    assert np.array_equal(index, ours.index)
+    assert np.array_equal(mean, ours.mean)
+
+
+def test_every_element_is_in_one_stage_and_told_only_what_is_before_it(twin: IntegerHyperSynthesis) -> None:
+    seen = np.zeros((CONFIG.latent, 5, 6), np.int64)
+    for stage in twin.stages:
+        assert not seen[stage.known :].any()
+        seen[stage.part] += stage.places(5, 6).numpy()
+    assert (seen == 1).all()
+    assert len(twin.stages) == sum(CONFIG.phases) == 7
+
+
+def some(twin: IntegerHyperSynthesis, z: NDArray[np.int32], size: tuple[int, int]) -> Symbols:
+    """Symbols of z and of a y that is the same for every call."""
+    y = np.random.default_rng(6).integers(-9, 10, (CONFIG.latent, *size), dtype=np.int32)
+    return twin(z, size, lambda places, *_: y.ravel()[places])
 
 
 def test_threads_batch_and_strips_change_nothing(
     twin: IntegerHyperSynthesis, z: NDArray[np.int32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index, mean = twin(z, (20, 28))
+    together = twin.parameters(z, (20, 28))
+    before = some(twin, z[0], (20, 28))
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 4):
             torch.set_num_threads(count)
             for i in (0, 1):
-                one_index, one_mean = twin(z[i], (20, 28))
-                assert np.array_equal(one_index, index[i])
-                assert np.array_equal(one_mean, mean[i])
+                for one, both in zip(twin.parameters(z[i : i + 1], (20, 28)), together, strict=True):
+                    assert torch.equal(one[0], both[i])
+            assert some(twin, z[0], (20, 28)).check(8) == before.check(8)
     finally:
         torch.set_num_threads(threads)
     monkeypatch.setattr(integer, "STRIP_ELEMENTS", 1)
-    assert np.array_equal(twin(z, (20, 28))[1], mean)
+    assert torch.equal(twin.parameters(z, (20, 28))[1], together[1])
+    assert np.array_equal(some(twin, z[0], (20, 28)).index, before.index)
 
 
 def test_the_tensors_hold_all_of_it(twin: IntegerHyperSynthesis, z: NDArray[np.int32]) -> None:
     again = IntegerHyperSynthesis.from_tensors(twin.tensors(), CONFIG)
-    for ours, theirs in zip(twin(z, (19, 25)), again(z, (19, 25)), strict=True):
-        assert np.array_equal(ours, theirs)
+    ours, theirs = some(twin, z[0], (19, 25)), some(again, z[0], (19, 25))
+    assert np.array_equal(ours.index, theirs.index)
+    assert np.array_equal(ours.mean, theirs.mean)
+    without = {name: value for name, value in twin.tensors().items() if "stage1.out" not in name}
+    with pytest.raises(KeyError, match=r"stage1\.out"):
+        IntegerHyperSynthesis.from_tensors(without, CONFIG)
+    with pytest.raises(ValueError, match="of a stage do not follow"):
+        IntegerHyperSynthesis.from_tensors(twin.tensors(), dataclasses.replace(CONFIG, groups=(3, 8)))
 
 
 def test_it_stays_close_to_the_floats(
     twin: IntegerHyperSynthesis, floats: HyperSynthesis, z: NDArray[np.int32]
 ) -> None:
-    log_scale, mean = floats(torch.from_numpy(z).float(), (20, 28))
-    index, whole = twin(z, (20, 28))
-    assert np.abs(whole / 256 - mean.numpy()).max() < 0.01
+    """The floats, given the ŷ of the integers, find its very symbols: all stages are told the same."""
+    coded = some(twin, z[0], (20, 28))
+    y = torch.from_numpy(coded.latent(CONFIG.fraction_bits))[None] / 2.0**CONFIG.fraction_bits
+    log_scale, mean = floats(torch.from_numpy(z[:1]).float(), y.float())
+    assert np.abs(coded.mean / 256 - mean.numpy()).max() < 0.02
     step = math.log(2560) / 255
     expected = (log_scale.numpy() - math.log(0.1)) / step
-    assert np.abs(index - expected).max() < 0.5 + 0.2
-    assert len(np.unique(index)) > 10
+    assert np.abs(coded.index - expected).max() < 0.5 + 0.2
+    assert len(np.unique(coded.index)) > 10
+    torch.manual_seed(4)
+    later = floats(torch.from_numpy(z[:1]).float(), y.float() + (torch.from_numpy(coded.stage) == 6))
+    assert torch.equal(later[1], mean)  # the last stage tells nobody
 
 
 def test_the_largest_symbols_saturate_and_stay_exact(twin: IntegerHyperSynthesis) -> None:
     z = np.full((CONFIG.hyper, 2, 2), 2**15 - 1, np.int32)
     for sign in (1, -1):
-        index, mean = twin(sign * z, (8, 8))
-        assert np.abs(mean).max() <= (2**15 - 1) * 256
-        assert index.dtype == np.uint8
+        coded = twin(sign * z, (8, 8), lambda places, *_, v=sign * (2**15 - 1): np.full(len(places), v, np.int32))
+        assert np.abs(coded.mean).max() <= (2**15 - 1) * 256
+        assert coded.index.dtype == np.uint8
 
 
 def test_layers_that_could_lose_exactness_are_refused() -> None:

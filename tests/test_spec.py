@@ -109,11 +109,14 @@ def coded(symbols: Symbols, tables: Tables) -> list[tuple[list[int], int]]:
     """(counts of the row, entry) for everything that is coded, by the words of section 7."""
     sequence: list[tuple[list[int], int]] = []
     z = [(tables.z, channel, int(value)) for (channel, _, _), value in np.ndenumerate(symbols.z)]
-    positions = [where for where, _ in np.ndenumerate(symbols.y)]
-    y = [
-        (tables.y, k, int(symbols.y[where])) for k in range(256) for where in positions if symbols.index[where] == k
-    ]
-    for part in (z, y):
+    stage = np.zeros(symbols.y.shape) if symbols.stage is None else symbols.stage
+    y = []
+    for turn in range(int(stage.max()) + 1):
+        positions = [where for where, _ in np.ndenumerate(symbols.y) if stage[where] == turn]
+        y.append([
+            (tables.y, k, int(symbols.y[where])) for k in range(256) for where in positions if symbols.index[where] == k
+        ])  # fmt: skip
+    for part in (z, *y):
         escapes = []
         for rows, row, value in part:
             used = rows.counts[row, : rows.length[row]].tolist()
@@ -153,7 +156,8 @@ def test_the_coder_writes_the_words_of_the_spec(seed, size):
     y = rng.integers(-6, 7, (1, size, 3), dtype=np.int32) * rng.choice([0, 1], size=(1, size, 3)).astype(np.int32)
     index = rng.integers(0, 256, y.shape, dtype=np.uint8)
     z = rng.integers(-3, 4, (3, 2, 2), dtype=np.int32)
-    assert_coder_follows_the_spec(Symbols(z, y, index, np.zeros_like(y)), tables)
+    stage = rng.integers(0, 3, y.shape, dtype=np.uint8)
+    assert_coder_follows_the_spec(Symbols(z, y, index, np.zeros_like(y), stage), tables)
 
 
 @pytest.mark.parametrize("value", range(4))

@@ -77,7 +77,8 @@ def test_the_decoder_paints_the_same_picture(  # noqa: PLR0917
 
 
 def narrow(preset: str, **changes: Any) -> ModelConfig:
-    return replace(PRESETS[preset], latent=8, hyper=8, hyper_widths=(8, 8), embedding=8, **changes)
+    narrowed: dict[str, Any] = {"latent": 8, "hyper": 8, "hyper_widths": (8, 8), "embedding": 8}
+    return replace(PRESETS[preset], groups=(), phases=(1,), **narrowed, **changes)
 
 
 SMALL = {"analysis_widths": (8, 8, 8), "unet_widths": (8, 8, 16)}

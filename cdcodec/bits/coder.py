@@ -1,13 +1,14 @@
-"""Symbols to range-coder words and back: one queue, z first, then y grouped by scale index.
+"""Symbols to range-coder words and back: one queue, z first, then y stage by stage, grouped by scale index.
 
-    z by channel ─► z's escapes ─► y by scale index 0…255 ─► y's escapes      (SPEC.md, sections 7 and 8)
+    z by channel ─► z's escapes ─► of each stage: y by scale index 0…255 ─► escapes      (SPEC.md, sections 7 and 8)
 
 Example (`tables` and `symbols` as the checkpoint and the encoder give them):
 
     payload = write(symbols, tables)
     reader = Reader(payload, tables)
     z = reader.read_z(symbols.z.shape)
-    y = reader.read_y(symbols.index)        # the caller has computed the index from z
+    for places in symbols.stages():
+        y = reader.read_y(index[places])    # the caller has computed the index from z and the stages before
     reader.finish(symbols)
 """
 
@@ -76,14 +77,16 @@ def write(symbols: Symbols, tables: Tables) -> bytes:
     _check_channels(symbols.z.shape, tables)
     encoder = stream.queue.RangeEncoder()
     _encode(encoder, symbols.z.ravel(), _z_sizes(symbols.z.shape), tables.z_models)
-    order = _y_order(symbols.index)
-    _encode(encoder, symbols.y.ravel()[order], _y_sizes(symbols.index), tables.y_models)
+    y, index = symbols.y.ravel(), symbols.index.ravel()
+    for places in symbols.stages():
+        there = index[places]
+        _encode(encoder, y[places[_y_order(there)]], _y_sizes(there), tables.y_models)
     words: NDArray[np.uint32] = encoder.get_compressed()
     return words.astype("<u4").tobytes()
 
 
 class Reader:
-    """Reads one payload back, in the order it was written: read_z, then read_y, then finish.
+    """Reads one payload back, in the order it was written: read_z, then read_y for each stage, then finish.
 
     Every method, and the constructor, raises CorruptError for bytes that `write` cannot have produced; only `finish`
     notices all of them. ValueError means a wrong call: calls out of order, or shapes that do not fit the tables.
@@ -100,7 +103,7 @@ class Reader:
 
     def read_z(self, shape: tuple[int, int, int]) -> NDArray[np.int32]:
         """z as int32 of `shape` (C_z, H_z, W_z)."""
-        self._advance("", "z")
+        self._advance("z", "")
         _check_channels(shape, self._tables)
         sizes = _z_sizes(shape)
         self._spend(self._tables.z.least_bits(sizes))
@@ -108,7 +111,7 @@ class Reader:
 
     def read_y(self, index: NDArray[np.uint8]) -> NDArray[np.int32]:
         """The symbols of y as int32, shaped as `index`, the uint8 scale index (C_y, H_y, W_y) derived from z."""
-        self._advance("z", "zy")
+        self._advance("y", "z", "y")
         if index.dtype != np.uint8:
             raise ValueError(f"the scale index must be uint8, not {index.dtype}")
         sizes = _y_sizes(index)
@@ -120,7 +123,7 @@ class Reader:
     def finish(self, symbols: Symbols) -> None:
         """Checks that `symbols`, as read, encode to exactly this payload: nothing missing, nothing behind it."""
         # The decoder itself cannot tell: it reads zeros behind the end, and never looks at words it does not need.
-        self._advance("zy", "all")
+        self._advance("all", "y")
         if write(symbols, self._tables) != self._payload:
             raise CorruptError(_DAMAGED)
 
@@ -130,10 +133,10 @@ class Reader:
         if self._bits < 0:
             raise CorruptError(f"the compressed data is too short for a picture of this size; {_DAMAGED}")
 
-    def _advance(self, before: str, after: str) -> None:
-        if self._read != before:
+    def _advance(self, to: str, *after: str) -> None:
+        if self._read not in after:
             raise ValueError("a Reader is used once: read_z, then read_y, then finish")
-        self._read = after
+        self._read = to
 
 
 def _check_channels(shape: tuple[int, ...], tables: Tables) -> None:
@@ -163,33 +166,25 @@ def _groups(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
 
 def _encode(encoder: Any, values: NDArray[np.int32], sizes: NDArray[np.int64], models: Models) -> None:
     """Codes flat `values`, of which the first sizes[0] belong to table 0, and so on; then the escaped ones."""
-    escapes = []
+    entries, escaped = models.tables.entries(values, np.repeat(np.arange(len(sizes)), sizes))
     for row, start, stop in _groups(sizes):
-        group = values[start:stop]
-        entries, escaped = models.tables.entries(group, row)
-        encoder.encode(entries, models[row])
-        if escaped.any():
-            escapes.append(group[escaped])
-    if escapes:
-        encoder.encode(np.concatenate(escapes) + np.int32(_ESCAPE_OFFSET), stream.model.Uniform(1 << ESCAPE_BITS))
+        encoder.encode(entries[start:stop], models[row])
+    if escaped.any():
+        encoder.encode(values[escaped] + np.int32(_ESCAPE_OFFSET), stream.model.Uniform(1 << ESCAPE_BITS))
 
 
 def _decode(decoder: Any, sizes: NDArray[np.int64], models: Models) -> NDArray[np.int32]:
     """Inverse of _encode: flat int32 values of length sizes.sum()."""
-    values = np.empty(int(sizes.sum()), dtype=np.int32)
-    escapes = []
+    entries = np.empty(int(sizes.sum()), dtype=np.int32)
     for row, start, stop in _groups(sizes):
-        entries = _take(decoder, models[row], stop - start)
-        values[start:stop] = entries + models.tables.first[row]
-        escaped = np.flatnonzero(entries == models.tables.length[row] - 1)
-        if escaped.size:
-            escapes.append(start + escaped)
-    if escapes:
-        places = np.concatenate(escapes)
-        raw = _take(decoder, stream.model.Uniform(1 << ESCAPE_BITS), places.size) - np.int32(_ESCAPE_OFFSET)
+        entries[start:stop] = _take(decoder, models[row], stop - start)
+    values = entries + np.repeat(models.tables.first, sizes)
+    escaped = np.flatnonzero(entries == np.repeat(models.tables.length - 1, sizes))
+    if escaped.size:
+        raw = _take(decoder, stream.model.Uniform(1 << ESCAPE_BITS), escaped.size) - np.int32(_ESCAPE_OFFSET)
         if raw.min() < -SYMBOL_LIMIT:
             raise CorruptError(_DAMAGED)
-        values[places] = raw
+        values[escaped] = raw
     return values
 
 

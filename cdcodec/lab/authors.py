@@ -339,7 +339,7 @@ def estimated_bits(networks: Networks, prior: State, x: Tensor) -> tuple[NDArray
     y = networks.analysis(x, networks.ladder.condition, x.dtype)
     medians = prior["medians"][:, None, None]
     z = (networks.hyper_analysis(y) - medians).round() + medians
-    log_scale, mean = networks.hyper_synthesis(z, y.shape[2:])
+    log_scale, mean = networks.hyper_synthesis(z, y)
     scale, d = log_scale.double().exp() * 2**0.5, (y - mean).round().double().abs()
     p_y = ((d - 0.5) / scale).erfc() / 2 - ((d + 0.5) / scale).erfc() / 2
     p_z = prior_probability(prior, z[0].flatten(1)).reshape(z.shape[1:])

@@ -141,7 +141,7 @@ class Objective(nn.Module):
         pixels = x.contiguous(memory_format=torch.channels_last)
         y = nets.analysis(pixels, condition, self.dtype) * (rows @ nets.ladder.log_gain).exp()[wide]
         z = nets.hyper_analysis(y)
-        log_scale, mean = nets.hyper_synthesis(quantise(z), y.shape[2:])
+        log_scale, mean = nets.hyper_synthesis(quantise(z), y)
         noise_y = draws.uniform(key, STREAM_NOISE_Y, y[0].numel()).view_as(y) - 0.5
         noise_z = draws.uniform(key, STREAM_NOISE_Z, z[0].numel()).view_as(z) - 0.5
         bits = self.rate.bits_z(z + noise_z) + self.rate.bits_y(y + noise_y, log_scale, mean)

@@ -15,10 +15,10 @@ OUTPUTS = ("analysis.out.weight", "synthesis.head.weight", "synthesis.realism.we
 FAR = ("ladder.log_", "bottleneck.", "synthesis.embed_rho.")
 
 
-def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """(N, rows, cols), rows ≤ cols → bfloat16 matrices of the same row space with singular values near 1."""
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterations: int = 5) -> Tensor:
+    """(N, rows, cols), rows ≤ cols → matrices of the same row space with singular values near 1, in `dtype`."""
     a, b, c = NEWTON_SCHULZ
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(dtype)
     x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)
     for _ in range(iterations):
         gram = x @ x.mT
@@ -29,11 +29,15 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose update, each weight reshaped to (c_out, the rest), is orthogonalised.
 
-    lr is multiplied by √max(1, rows/cols). Weights of equal shape are treated in one batch.
+    lr is multiplied by √max(1, rows/cols). Weights of equal shape are treated in one batch, in `dtype`: float32 where
+    bfloat16 would be emulated.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, dtype: torch.dtype = torch.bfloat16, momentum: float = 0.95
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -53,7 +57,8 @@ class Muon(torch.optim.Optimizer):
             buffer.lerp_(p.grad, 1 - momentum)
             updates.append(p.grad.lerp(buffer, momentum).reshape(rows, columns))
         stacked = torch.stack(updates)
-        flat = orthogonalise(stacked.mT).mT if rows > columns else orthogonalise(stacked)
+        upright = orthogonalise(stacked.mT if rows > columns else stacked, self.dtype)
+        flat = upright.mT if rows > columns else upright
         scale = max(1, rows / columns) ** 0.5
         for p, update in zip(parameters, flat, strict=True):
             p.add_(update.reshape(p.shape).to(p.dtype), alpha=-lr * scale)

@@ -81,7 +81,7 @@ def estimate_bits(floats: dict[str, Tensor], config: ModelConfig, symbols: Symbo
     synthesis.load_state_dict(_part(floats, "hyper_synthesis."))
     z = torch.from_numpy(symbols.z)[None].float()
     y = torch.from_numpy(symbols.latent(config.fraction_bits))[None].float() / 2.0**config.fraction_bits
-    log_scale, mean = synthesis(z, (y.shape[2], y.shape[3]))
+    log_scale, mean = synthesis(z, y)
     return (rate.bits_z(z) + rate.bits_y(y, log_scale, mean)).item()
 
 

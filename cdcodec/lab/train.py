@@ -98,7 +98,7 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.parameters]
         split = Split.of(named)
         self.optimisers: tuple[tuple[torch.optim.Optimizer, float], ...] = (
-            (Muon(split.muon, recipe.lr_muon), recipe.lr_muon),
+            (Muon(split.muon, recipe.lr_muon, dtype), recipe.lr_muon),
             (_adam(split.adam, recipe.lr_adam), recipe.lr_adam),
             (_adam(split.far, recipe.lr_far), recipe.lr_far),
         )

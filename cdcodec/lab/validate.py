@@ -73,7 +73,7 @@ class Validation:
         gain = (weights @ networks.ladder.log_gain).exp()[:, :, None, None]
         y = networks.analysis(x, condition, self.dtype) * gain
         z = quantise(networks.hyper_analysis(y))
-        log_scale, mean = networks.hyper_synthesis(z, y.shape[2:])
+        log_scale, mean = networks.hyper_synthesis(z, y)
         latent = quantise(y, mean)
         bits = rate.bits_z(z) + rate.bits_y(latent, log_scale, mean)
         inverse = (weights @ networks.ladder.log_inverse_gain).exp()[:, :, None, None]

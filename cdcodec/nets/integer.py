@@ -1,4 +1,4 @@
-"""The hyper-synthesis in integers: z → scale index and mean, the same on every machine.
+"""The hyper-synthesis in integers: z, and stage by stage y, → scale index and mean, the same on every machine.
 
 Weights, biases and activations are integers, carried in float64 tensors: every partial sum of a convolution stays below
 2^53, where float64 is exact, so neither the order of summation nor threads, batch or device can change it. Between the
@@ -7,6 +7,7 @@ layers a shift with rounding brings the sums back to fixed point (SPEC.md, secti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -18,16 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdcodec.config import ModelConfig
-from cdcodec.nets.hyperprior import HyperSynthesis
-from cdcodec.symbols import SYMBOL_LIMIT
+from cdcodec.nets.hyperprior import TOLD_LIMIT, HyperSynthesis, Stage, stages
+from cdcodec.symbols import SYMBOL_LIMIT, Symbols
 
 WEIGHT_LIMIT = 2**14
 ACTIVATION_BITS, ACTIVATION_LIMIT = 10, 2**24 - 1
 """Activations between layers are in units of 1/2^10, or where there are medians 1/2^f, and saturate at ±(2^24 - 1)."""
 SLOPE_BITS = 16
 SUM_LIMIT = 2**52
+LEAVES, PARTS = ("weight", "bias", "shift"), ("told", "given", "out")
 STRIP_ELEMENTS = 2**23
 """A convolution is computed in strips of rows whose unfolded input has at most about this many elements."""
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,41 @@ class IntegerLayer:
         unit = torch.ldexp(torch.ones(len(self.shift), dtype=torch.float64), -self.shift.int())
         return self.weight * unit[:, None, None, None], self.bias * unit + 0.5
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → the same (B, C_out, H, W)."""
-        side = self.weight.shape[2]
-        x = F.pad(x, [side // 2] * 4)
-        height, width = x.shape[2] - side + 1, x.shape[3] - side + 1
-        rows = max(1, STRIP_ELEMENTS // (x.shape[1] * side**2 * width))
+    def __call__(self, x: Tensor, rows: slice = EVERY, columns: slice = EVERY) -> Tensor:
+        """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → the same (B, C_out, H, W), or of it the
+        given rows and columns, which are not computed otherwise; both have one step."""
+        side, step = self.weight.shape[2], rows.step or 1
+        top, left = rows.start or 0, columns.start or 0
+        height, width = len(range(top, x.shape[2], step)), len(range(left, x.shape[3], step))
+        if not height or not width:
+            return x.new_empty(x.shape[0], len(self.bias), height, width)
+        x = F.pad(x, [side // 2] * 4)[:, :, top : top + (height - 1) * step + side, left:]
+        at_once = max(1, STRIP_ELEMENTS // (x.shape[1] * side**2 * width))
         strips = [
-            F.conv2d(x[:, :, top : min(top + rows, height) + side - 1], *self.exact).floor_()
-            for top in range(0, height, rows)
+            F.conv2d(x[:, :, i * step : (i + at_once - 1) * step + side], *self.exact, step).floor_()
+            for i in range(0, height, at_once)
         ]
         return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]  # cat copies even a single one
+
+
+Code = Callable[[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int32]], NDArray[np.int32]]
+"""Takes a stage's flat positions in y, and index and mean there, all (n,); gives the symbols there, int32 (n,)."""
+
+
+@dataclass(frozen=True)
+class IntegerRefinement:
+    """Exact twin of Refinement: told (3×3, of symbols and their magnitudes), given (1×1, of features), out (1×1)."""
+
+    told: IntegerLayer
+    given: IntegerLayer
+    out: IntegerLayer
+
+    def __call__(self, symbols: NDArray[np.int32], features: Tensor, rows: slice, columns: slice) -> Tensor:
+        """symbols int32 (known, h, w), features float64 (1, b, h, w) → at the rows and columns, float64 and
+        integer-valued, (2·channels, …)."""
+        s = torch.from_numpy(symbols)[None].clamp(-TOLD_LIMIT, TOLD_LIMIT).double()
+        h = self.told(torch.cat((s.abs(), s), dim=1), rows, columns).add_(self.given(features[:, :, rows, columns]))
+        return self.out(h.clamp_(0, ACTIVATION_LIMIT))[0]
 
 
 @dataclass(frozen=True)
@@ -82,7 +109,7 @@ class IntegerHyperSynthesis:
     layers: as many as its own. thresholds: int32 (255,), ascending, on the raw scale output: the index is the number
     of thresholds ≤ it. fraction_bits: f, of the last layer's output. slope: of the leaky ReLU in units of 1/2^16, 0 to
     2^16. medians: int32 (C_z,) in units of 1/2^f, added to the symbols of z, or None: then the first layer takes the
-    symbols as they are.
+    symbols as they are. stages, refinements: of y; a refinement for each stage but the first.
     """
 
     layers: tuple[IntegerLayer, ...]
@@ -90,6 +117,8 @@ class IntegerHyperSynthesis:
     fraction_bits: int
     slope: int = 0
     medians: Tensor | None = None
+    stages: tuple[Stage, ...] = ()
+    refinements: tuple[IntegerRefinement, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError for tensors of another kind, or layers that do not follow on each other."""
@@ -103,6 +132,12 @@ class IntegerHyperSynthesis:
         for a, b in zip(self.layers[:-1], self.layers[1:], strict=True):
             if len(a.bias) != 4 * b.weight.shape[1]:
                 raise ValueError("the integer layers do not follow on each other")
+        for stage, part in zip(self.stages[1:], self.refinements, strict=True):
+            told, given, out = (layer.weight.shape for layer in (part.told, part.given, part.out))
+            sizes = told[1], given[1], out[1], out[0]
+            expected = 2 * stage.known, self.layers[-1].weight.shape[1], told[0], 2 * (stage.stop - stage.start)
+            if sizes != expected or given[0] != told[0]:
+                raise ValueError("the integer layers of a stage do not follow on each other")
 
     @property
     def offset(self) -> Tensor:
@@ -132,13 +167,22 @@ class IntegerHyperSynthesis:
         raw = np.log(scales) if floats.logarithmic else scales
         thresholds = torch.from_numpy(np.rint(raw * 2**f)).to(torch.int32)
         whole = None if medians is None else (medians.detach().double().cpu() * 2**f).round().to(torch.int32)
-        return cls(tuple(layers), thresholds, f, round(floats.slope * 2**SLOPE_BITS), whole)
+        refinements = []
+        for r in floats.refinements:
+            parts = ((r.told, 0, ACTIVATION_BITS), (r.given, between, ACTIVATION_BITS), (r.out, ACTIVATION_BITS, f))
+            refinements.append(IntegerRefinement(*(_fixed_point(c.weight, c.bias, a, b) for c, a, b in parts)))
+        slope = round(floats.slope * 2**SLOPE_BITS)
+        return cls(tuple(layers), thresholds, f, slope, whole, tuple(floats.stages), tuple(refinements))
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: ModelConfig) -> IntegerHyperSynthesis:
         """From the tensors integer.* of a checkpoint. Raises KeyError for a missing one, ValueError for a wrong one."""
-        layers = tuple(
-            IntegerLayer(*(tensors[f"integer.{i}.{leaf}"] for leaf in ("weight", "bias", "shift"))) for i in range(3)
+        def layer(name: str | int) -> IntegerLayer:
+            return IntegerLayer(*(tensors[f"integer.{name}.{leaf}"] for leaf in LEAVES))
+
+        layers, coded = tuple(layer(i) for i in range(3)), tuple(stages(config))
+        refinements = tuple(
+            IntegerRefinement(*(layer(f"stage{i}.{part}") for part in PARTS)) for i in range(1, len(coded))
         )
         if layers[0].weight.shape[1] != config.hyper or len(layers[-1].bias) != 2 * config.latent:
             raise ValueError("the integer layers do not fit the checkpoint's architecture")
@@ -146,15 +190,15 @@ class IntegerHyperSynthesis:
         if slope.dtype != torch.int32 or slope.ndim:
             raise ValueError("the slope must be one int32")
         medians = tensors.get("integer.medians")
-        return cls(layers, tensors["integer.thresholds"], config.fraction_bits, int(slope), medians)
+        thresholds, f = tensors["integer.thresholds"], config.fraction_bits
+        return cls(layers, thresholds, f, int(slope), medians, coded, refinements)
 
     def tensors(self) -> dict[str, Tensor]:
         """Under the names that `from_tensors` reads."""
-        named = {
-            f"integer.{i}.{leaf}": getattr(layer, leaf)
-            for i, layer in enumerate(self.layers)
-            for leaf in ("weight", "bias", "shift")
-        }
+        layers = {str(i): layer for i, layer in enumerate(self.layers)}
+        for i, refinement in enumerate(self.refinements, 1):
+            layers |= {f"stage{i}.{part}": getattr(refinement, part) for part in PARTS}
+        named = {f"integer.{name}.{leaf}": getattr(layer, leaf) for name, layer in layers.items() for leaf in LEAVES}
         if self.slope:
             named["integer.slope"] = torch.tensor(self.slope, dtype=torch.int32)
         if self.medians is not None:
@@ -162,21 +206,47 @@ class IntegerHyperSynthesis:
         return {**named, "integer.thresholds": self.thresholds}
 
     @torch.inference_mode()
-    def __call__(self, z: NDArray[np.int32], size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """z int32 (…, C_z, ⌈h/4⌉, ⌈w/4⌉) → index uint8 and mean int32 in 1/2^f, both (…, C_y, h, w) for size (h, w)."""
-        batch = z.shape[:-3]
-        x = torch.from_numpy(z.reshape(-1, *z.shape[-3:])).double()
+    def __call__(self, z: NDArray[np.int32], size: tuple[int, int], code: Code) -> Symbols:
+        """The Symbols of z int32 (C_z, ⌈h/4⌉, ⌈w/4⌉) and of y of size (h, w), which `code` gives, or takes, stage by
+        stage: encoder and decoder differ in it alone."""
+        raw, mean, features = self.parameters(z[None], size)
+        shape = tuple(raw.shape[1:])
+        y, means = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        index, order = np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
+        for i, stage in enumerate(self.stages):
+            for rows, columns in stage.grids:
+                there = (stage.part, rows, columns)
+                own_raw, own_mean = raw[0][there], mean[0][there]
+                if i:
+                    more = self.refinements[i - 1](y[: stage.known], features, rows, columns)
+                    own_raw, own_mean = (a + b for a, b in zip((own_raw, own_mean), more.chunk(2), strict=True))
+                order[there], index[there], means[there] = i, self._index(own_raw), self._mean(own_mean)
+            flat = np.flatnonzero(order == i)
+            y.reshape(-1)[flat] = code(flat, index.reshape(-1)[flat], means.reshape(-1)[flat])
+        return Symbols(z=z, y=y, index=index, mean=means, stage=order)
+
+    def parameters(self, z: NDArray[np.int32], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """z int32 (B, C_z, ⌈h/4⌉, ⌈w/4⌉) → before any refinement raw scale and mean (B, C_y, h, w), and the features
+        (B, b, h, w), all integer-valued float64."""
+        x = torch.from_numpy(z).double()
         if self.medians is not None:
             x = x * 2.0**self.fraction_bits + self.medians.double()[:, None, None]
             x = x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
         for layer in self.layers[:-1]:
             x = F.pixel_shuffle(self._activate(layer(x)), 2)
-        out = self.layers[-1](x)[:, :, : size[0], : size[1]]
-        raw, mean = out.chunk(2, dim=1)
-        index = torch.searchsorted(self.thresholds.double(), raw.contiguous(), right=True).to(torch.uint8)
+        raw, mean = self.layers[-1](x)[:, :, : size[0], : size[1]].chunk(2, dim=1)
+        return raw, mean, x[:, :, : size[0], : size[1]]
+
+    def _index(self, raw: Tensor) -> NDArray[np.uint8]:
+        found: NDArray[np.uint8] = torch.searchsorted(self.thresholds.double(), raw.contiguous(), right=True).to(
+            torch.uint8
+        ).numpy()
+        return found
+
+    def _mean(self, mean: Tensor) -> NDArray[np.int32]:
         limit = SYMBOL_LIMIT << self.fraction_bits
-        shape = (*batch, *raw.shape[1:])
-        return index.numpy().reshape(shape), mean.clamp(-limit, limit).to(torch.int32).numpy().reshape(shape)
+        whole: NDArray[np.int32] = mean.clamp(-limit, limit).to(torch.int32).numpy()
+        return whole
 
     def _activate(self, x: Tensor) -> Tensor:
         """Saturation, then ReLU, leaky where there is a slope; in the memory of x."""

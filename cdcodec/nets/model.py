@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -61,7 +63,7 @@ class Model:
     def analyse(self, pixels: NDArray[np.uint8], lam: float) -> Symbols:
         """Padded pixels uint8 (H, W, 3), H and W multiples of the stride → the Symbols that code them.
 
-        y's index and mean come from the integers of z, by the very function that the decoder calls.
+        y's index and mean come from the integers coded before, by the very function that the decoder calls.
         """
         given = self.condition(lam)
         picture = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
@@ -73,10 +75,13 @@ class Model:
             return [self.networks.analysis(x, given.condition, self.encoder_dtype)]
 
         y = tiling.run(analysed, self.reach.analysis)[0] * given.gain
-        z = _integers(self.networks.hyper_analysis(y).cpu() - self.integer.offset)
-        index, mean = self.integer(z, (y.shape[2], y.shape[3]))
-        centred = y[0].double().cpu() - torch.from_numpy(mean) / 2.0**self.config.fraction_bits
-        return Symbols(z=z, y=_integers(centred[None]), index=index, mean=mean)
+        z = _integers((self.networks.hyper_analysis(y)[0].cpu() - self.integer.offset).numpy())
+        flat = y[0].cpu().numpy().reshape(-1)
+
+        def code(places: NDArray[np.int64], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> NDArray[np.int32]:
+            return _integers(flat[places] - mean / 2.0**self.config.fraction_bits)
+
+        return self.integer(z, (y.shape[2], y.shape[3]), code)
 
     @torch.inference_mode()
     def synthesise(
@@ -150,10 +155,9 @@ class Model:
         return torch.from_numpy(noise)[None].to(self.device) * gamma
 
 
-def _integers(values: Tensor) -> NDArray[np.int32]:
-    """(1, C, h, w) floats → int32 (C, h, w), rounded and saturated at ±SYMBOL_LIMIT."""
-    rounded: NDArray[np.int32] = values[0].round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int32).cpu().numpy()
-    return rounded
+def _integers(values: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
+    """Rounded to even and saturated at ±SYMBOL_LIMIT."""
+    return np.rint(values).clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
 
 
 def _pixels(x: Tensor) -> NDArray[np.uint8]:
