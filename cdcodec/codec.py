@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cdcodec.bits import coder, container
 from cdcodec.bits.container import MAX_PIXELS, Header
-from cdcodec.errors import CorruptError, ImageError, SettingError, SymbolMismatchError
+from cdcodec.errors import ImageError, SettingError, SymbolMismatchError
 from cdcodec.image import pad
 from cdcodec.symbols import Symbols
 from cdcodec.weights import Checkpoint
@@ -85,10 +85,7 @@ def read_symbols(
     rows, columns = (-(-n // config.padding) * (config.padding // config.stride) for n in (header.height, header.width))
     reader = coder.Reader(payload, checkpoint.tables)
     z = reader.read_z((config.hyper, -(-rows // 4), -(-columns // 4)))
-    try:
-        symbols = checkpoint.model.integer(z, (rows, columns), lambda places, index, mean: reader.read_y(index))
-    except ValueError as error:
-        raise CorruptError(f"the compressed data is damaged: {error}") from None
+    symbols = checkpoint.model.integer(z, (rows, columns), lambda places, index, mean: reader.read_y(index))
     reader.finish(symbols)
     if symbols.check(config.fraction_bits) != header.symbol_check:
         raise SymbolMismatchError(

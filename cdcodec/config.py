@@ -103,10 +103,9 @@ class ModelConfig:
             "hyper_widths": len(self.hyper_widths) == 2,
             "hyper_kernel": self.hyper_kernel in (1, 3),
             "groups": all(isinstance(end, int) for end in self.groups) and len(self.groups) <= 16
-            and all(a < b for a, b in pairwise((0, *self.groups, self.latent)))
-            and len(self.phases) == len(self.groups) + 1
-            and all(count in (1, 2, 3, 4) for count in self.phases)
-            and 1 <= self.stage_width <= 2048,
+            and all(a < b for a, b in pairwise((0, *self.groups, self.latent))),
+            "phases": len(self.phases) == len(self.groups) + 1 and all(n in (1, 2, 3, 4) for n in self.phases),
+            "stage_width": 1 <= self.stage_width <= 2048,
             "density": 1 <= len(self.density_weights) == len(self.density_scales) <= 8
             and all(0 < share <= 1 for share in self.density_weights)
             and abs(sum(self.density_weights) - 1) < 1e-6

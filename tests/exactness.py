@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-SYNTHETIC = 2641378700
+SYNTHETIC = 3164614461
 """CRC-32 of what `synthetic` computes."""
 
 SETTINGS: dict[str, tuple[dict[str, str], list[str]]] = {
@@ -50,7 +50,8 @@ SETTINGS: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 def synthetic() -> int:
-    """The symbol check of a picture of 384 × 256 pixels, in the architecture of compact-x.
+    """CRC-32 of the scale index, begun with the symbol check, of a picture of 384 × 256 pixels, in the architecture of
+    compact-x.
 
     Raises RuntimeError if a batch of two gives anything else than one picture alone.
     """

@@ -50,7 +50,7 @@ def test_other_symbols_or_pixels_are_seen(made, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(golden, "facts", lambda folder: wrong)
     with pytest.raises(AssertionError, match="coffee: other symbols"):
         golden.replay_symbols(made, tiny)
-    real = type(tiny.model.integer)._mean
-    monkeypatch.setattr(type(tiny.model.integer), "_mean", lambda *a: real(*a) + 1)
+    real = type(tiny.model.integer).parameters
+    monkeypatch.setattr(type(tiny.model.integer), "parameters", lambda *a: (real(*a)[0], real(*a)[1] + 1, real(*a)[2]))
     with pytest.raises(CdcodecError, match="other symbols"):
         golden.replay_symbols(made, tiny)

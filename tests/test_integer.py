@@ -120,7 +120,7 @@ def test_the_tensors_hold_all_of_it(twin: IntegerHyperSynthesis, z: NDArray[np.i
     without = {name: value for name, value in twin.tensors().items() if "stage1.out" not in name}
     with pytest.raises(KeyError, match=r"stage1\.out"):
         IntegerHyperSynthesis.from_tensors(without, CONFIG)
-    with pytest.raises(ValueError, match="of a stage do not follow"):
+    with pytest.raises(ValueError, match="of a stage do not fit"):
         IntegerHyperSynthesis.from_tensors(twin.tensors(), dataclasses.replace(CONFIG, groups=(3, 8)))
 
 
@@ -128,7 +128,7 @@ def test_it_stays_close_to_the_floats(
     twin: IntegerHyperSynthesis, floats: HyperSynthesis, z: NDArray[np.int32]
 ) -> None:
     """The floats, given the ŷ of the integers, find its very symbols: all stages are told the same."""
-    coded = some(twin, z[0], (20, 28))
+    coded = some(twin, z[0], (18, 27))
     y = torch.from_numpy(coded.latent(CONFIG.fraction_bits))[None] / 2.0**CONFIG.fraction_bits
     log_scale, mean = floats(torch.from_numpy(z[:1]).float(), y.float())
     assert np.abs(coded.mean / 256 - mean.numpy()).max() < 0.02
@@ -136,7 +136,6 @@ def test_it_stays_close_to_the_floats(
     expected = (log_scale.numpy() - math.log(0.1)) / step
     assert np.abs(coded.index - expected).max() < 0.5 + 0.2
     assert len(np.unique(coded.index)) > 10
-    torch.manual_seed(4)
     later = floats(torch.from_numpy(z[:1]).float(), y.float() + (torch.from_numpy(coded.stage) == 6))
     assert torch.equal(later[1], mean)  # the last stage tells nobody
 

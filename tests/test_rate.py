@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from cdcodec.bits import coder
 from cdcodec.bits.tables import SCALES, gaussian_tables, ideal_bits
@@ -68,8 +69,12 @@ def test_real_bytes_stay_close_to_tables_and_estimate(tiny: Checkpoint, tiny_wei
 
     floats, _, config = load_tensors(tiny_weights)
     given = tiny.model.analyse(data.astronaut()[:384, :512], 0.0048)
-    noise = np.random.default_rng(0).standard_normal(given.y.shape)
-    symbols = dataclasses.replace(given, y=(noise * SCALES[given.index]).round().astype(np.int32))
+    random = np.random.default_rng(0)
+
+    def believed(places: NDArray[np.int64], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> NDArray[np.int32]:
+        return (random.standard_normal(len(places)) * SCALES[index]).round().astype(np.int32)
+
+    symbols = tiny.model.integer(given.z, given.y.shape[1:], believed)
     z_rows = np.broadcast_to(np.arange(config.hyper)[:, None, None], symbols.z.shape)
     ideal = ideal_bits(symbols.y, symbols.index, tiny.tables.y) + ideal_bits(symbols.z, z_rows, tiny.tables.z)
     real = 8 * len(coder.write(symbols, tiny.tables))

@@ -29,6 +29,7 @@ from cdcodec.bits import container
 from cdcodec.bits.coder import Tables, write
 from cdcodec.bits.container import pack, unpack
 from cdcodec.bits.tables import SCALES, TOTAL_BITS, quantise_pmf
+from cdcodec.nets.hyperprior import PHASES
 from cdcodec.symbols import SYMBOL_LIMIT, Symbols
 
 SPEC = (Path(__file__).parents[1] / "SPEC.md").read_text(encoding="utf-8")
@@ -158,6 +159,12 @@ def test_the_coder_writes_the_words_of_the_spec(seed, size):
     z = rng.integers(-3, 4, (3, 2, 2), dtype=np.int32)
     stage = rng.integers(0, 3, y.shape, dtype=np.uint8)
     assert_coder_follows_the_spec(Symbols(z, y, index, np.zeros_like(y), stage), tables)
+
+
+def test_the_phases_of_a_group_are_those_of_the_code():
+    rows = re.findall(r"^\| ([1-4]) \| (.*) \|$", SECTIONS[6], re.M)
+    stated = {int(count): text.replace("all positions", "0 and 1 and 2 and 3").split("; ") for count, text in rows}
+    assert stated == {n: [" and ".join(map(str, phases)) for phases in PHASES[n]] for n in PHASES}
 
 
 @pytest.mark.parametrize("value", range(4))

@@ -7,8 +7,8 @@ Example (`tables` and `symbols` as the checkpoint and the encoder give them):
     payload = write(symbols, tables)
     reader = Reader(payload, tables)
     z = reader.read_z(symbols.z.shape)
-    for places in symbols.stages():
-        y = reader.read_y(index[places])    # the caller has computed the index from z and the stages before
+    for places in symbols.stages():                     # the caller has computed the index from z and the stages before
+        y[places] = reader.read_y(symbols.index.ravel()[places])
     reader.finish(symbols)
 """
 
@@ -110,7 +110,7 @@ class Reader:
         return _decode(self._decoder, sizes, self._tables.z_models).reshape(shape)
 
     def read_y(self, index: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """The symbols of y as int32, shaped as `index`, the uint8 scale index (C_y, H_y, W_y) derived from z."""
+        """The symbols of one stage of y, int32, shaped as `index`, their uint8 scale index."""
         self._advance("y", "z", "y")
         if index.dtype != np.uint8:
             raise ValueError(f"the scale index must be uint8, not {index.dtype}")

@@ -88,9 +88,9 @@ class TableSet:
         return int(self.counts.shape[0])
 
     def entries(
-        self, symbols: NDArray[np.integer[Any]], rows: NDArray[np.integer[Any]] | int
+        self, symbols: NDArray[np.integer[Any]], rows: NDArray[np.integer[Any]]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Which entry of table `rows` (one, or one for each symbol) each symbol is, int32, and whether it escapes."""
+        """Which entry of table `rows` (one for each) each symbol is, int32, and whether it escapes."""
         escape = self.length[rows] - 1
         entries = (symbols - self.first[rows]).astype(np.int32)
         escaped = (entries < 0) | (entries >= escape)

@@ -113,10 +113,9 @@ class HyperSynthesis(nn.Module):
         h, (height, width) = z, y.shape[2:]
         for layer in self.layers[:-1]:
             h = F.leaky_relu(F.pixel_shuffle(layer(h), 2), self.slope)
-        h = h[:, :, :height, :width] if len(self.stages) > 1 else h
         scale, mean = self.layers[-1](h)[:, :, :height, :width].chunk(2, dim=1)
         if len(self.stages) > 1:
-            scale, mean = self._refined(scale, mean, y.detach(), h)
+            scale, mean = self._refined(scale, mean, y.detach(), h[:, :, :height, :width])
         log_scale = scale if self.logarithmic else scale.clamp(min=SCALE_MIN).log()
         return Bounded.apply(log_scale, math.log(SCALE_MIN), math.log(SCALE_MAX)), mean
 

@@ -24,7 +24,8 @@ from cdcodec.symbols import SYMBOL_LIMIT, Symbols
 
 WEIGHT_LIMIT = 2**14
 ACTIVATION_BITS, ACTIVATION_LIMIT = 10, 2**24 - 1
-"""Activations between layers are in units of 1/2^10, or where there are medians 1/2^f, and saturate at ±(2^24 - 1)."""
+"""Activations between layers are in units of 1/2^10, or where there are medians 1/2^f (in refinements 1/2^10 always),
+and saturate at ±(2^24 - 1)."""
 SLOPE_BITS = 16
 SUM_LIMIT = 2**52
 LEAVES, PARTS = ("weight", "bias", "shift"), ("told", "given", "out")
@@ -66,20 +67,25 @@ class IntegerLayer:
         return self.weight * unit[:, None, None, None], self.bias * unit + 0.5
 
     def __call__(self, x: Tensor, rows: slice = EVERY, columns: slice = EVERY) -> Tensor:
-        """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → the same (B, C_out, H, W), or of it the
-        given rows and columns, which are not computed otherwise; both have one step."""
-        side, step = self.weight.shape[2], rows.step or 1
-        top, left = rows.start or 0, columns.start or 0
-        height, width = len(range(top, x.shape[2], step)), len(range(left, x.shape[3], step))
-        if not height or not width:
-            return x.new_empty(x.shape[0], len(self.bias), height, width)
-        x = F.pad(x, [side // 2] * 4)[:, :, top : top + (height - 1) * step + side, left:]
-        at_once = max(1, STRIP_ELEMENTS // (x.shape[1] * side**2 * width))
-        strips = [
-            F.conv2d(x[:, :, i * step : (i + at_once - 1) * step + side], *self.exact, step).floor_()
-            for i in range(0, height, at_once)
-        ]
-        return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]  # cat copies even a single one
+        """x: integer-valued float64 (B, C_in, H, W) within ±ACTIVATION_LIMIT → the same (B, C_out, H, W); of it only
+        the rows and columns asked for, which are of one step, and nothing else is computed."""
+        side, ys, xs = self.weight.shape[2], range(*rows.indices(x.shape[2])), range(*columns.indices(x.shape[3]))
+        step, height = ys.step, len(ys)
+        if not height or not xs:
+            return x.new_empty(x.shape[0], len(self.bias), height, len(xs))
+        x = (F.pad(x, [1] * 4) if side == 3 else x)[:, :, ys.start : ys[-1] + side, xs.start : xs[-1] + side]
+        at_once = max(1, STRIP_ELEMENTS // (x.shape[1] * side**2 * len(xs)))
+
+        def strip(first: int) -> Tensor:
+            taken = x[:, :, first * step : (first + at_once - 1) * step + side]
+            return F.conv2d(taken, *self.exact, step).floor_()
+
+        if at_once >= height:
+            return strip(0)
+        whole = x.new_empty(x.shape[0], len(self.bias), height, len(xs))
+        for first in range(0, height, at_once):
+            whole[:, :, first : first + at_once] = strip(first)
+        return whole
 
 
 Code = Callable[[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int32]], NDArray[np.int32]]
@@ -94,11 +100,21 @@ class IntegerRefinement:
     given: IntegerLayer
     out: IntegerLayer
 
-    def __call__(self, symbols: NDArray[np.int32], features: Tensor, rows: slice, columns: slice) -> Tensor:
-        """symbols int32 (known, h, w), features float64 (1, b, h, w) → at the rows and columns, float64 and
-        integer-valued, (2·channels, …)."""
+    def __post_init__(self) -> None:
+        """Raises ValueError for layers that are of other sizes or do not follow on each other."""
+        told, given, out = (layer.weight.shape for layer in (self.told, self.given, self.out))
+        if (told[2], given[2], out[2]) != (3, 1, 1) or not told[0] == given[0] == out[1]:
+            raise ValueError("the integer layers of a stage do not follow on each other")
+
+    @staticmethod
+    def input(symbols: NDArray[np.int32]) -> Tensor:
+        """What `told` is told of symbols int32 (known, h, w), zero where not yet coded: float64 (1, 2·known, h, w)."""
         s = torch.from_numpy(symbols)[None].clamp(-TOLD_LIMIT, TOLD_LIMIT).double()
-        h = self.told(torch.cat((s.abs(), s), dim=1), rows, columns).add_(self.given(features[:, :, rows, columns]))
+        return torch.cat((s.abs(), s), dim=1)
+
+    def __call__(self, told: Tensor, features: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Of `input` and the features (1, b, h, w) → (2·channels, …) at rows and columns, integer-valued float64."""
+        h = self.told(told, rows, columns).add_(self.given(features[:, :, rows, columns]))
         return self.out(h.clamp_(0, ACTIVATION_LIMIT))[0]
 
 
@@ -107,18 +123,18 @@ class IntegerHyperSynthesis:
     """Exact twin of HyperSynthesis.
 
     layers: as many as its own. thresholds: int32 (255,), ascending, on the raw scale output: the index is the number
-    of thresholds ≤ it. fraction_bits: f, of the last layer's output. slope: of the leaky ReLU in units of 1/2^16, 0 to
-    2^16. medians: int32 (C_z,) in units of 1/2^f, added to the symbols of z, or None: then the first layer takes the
-    symbols as they are. stages, refinements: of y; a refinement for each stage but the first.
+    of thresholds ≤ it. fraction_bits: f, of the last layer's output. stages, refinements: of y; a refinement for each
+    stage but the first. slope: of the leaky ReLU in units of 1/2^16, 0 to 2^16. medians: int32 (C_z,) in units of
+    1/2^f, added to the symbols of z, or None: then the first layer takes the symbols as they are.
     """
 
     layers: tuple[IntegerLayer, ...]
     thresholds: Tensor
     fraction_bits: int
+    stages: tuple[Stage, ...]
+    refinements: tuple[IntegerRefinement, ...]
     slope: int = 0
     medians: Tensor | None = None
-    stages: tuple[Stage, ...] = ()
-    refinements: tuple[IntegerRefinement, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError for tensors of another kind, or layers that do not follow on each other."""
@@ -133,11 +149,9 @@ class IntegerHyperSynthesis:
             if len(a.bias) != 4 * b.weight.shape[1]:
                 raise ValueError("the integer layers do not follow on each other")
         for stage, part in zip(self.stages[1:], self.refinements, strict=True):
-            told, given, out = (layer.weight.shape for layer in (part.told, part.given, part.out))
-            sizes = told[1], given[1], out[1], out[0]
-            expected = 2 * stage.known, self.layers[-1].weight.shape[1], told[0], 2 * (stage.stop - stage.start)
-            if sizes != expected or given[0] != told[0]:
-                raise ValueError("the integer layers of a stage do not follow on each other")
+            sizes = part.told.weight.shape[1], part.given.weight.shape[1], len(part.out.bias)
+            if sizes != (2 * stage.known, self.layers[-1].weight.shape[1], 2 * (stage.stop - stage.start)):
+                raise ValueError("the integer layers of a stage do not fit it")
 
     @property
     def offset(self) -> Tensor:
@@ -172,7 +186,7 @@ class IntegerHyperSynthesis:
             parts = ((r.told, 0, ACTIVATION_BITS), (r.given, between, ACTIVATION_BITS), (r.out, ACTIVATION_BITS, f))
             refinements.append(IntegerRefinement(*(_fixed_point(c.weight, c.bias, a, b) for c, a, b in parts)))
         slope = round(floats.slope * 2**SLOPE_BITS)
-        return cls(tuple(layers), thresholds, f, slope, whole, tuple(floats.stages), tuple(refinements))
+        return cls(tuple(layers), thresholds, f, tuple(floats.stages), tuple(refinements), slope, whole)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: ModelConfig) -> IntegerHyperSynthesis:
@@ -184,14 +198,16 @@ class IntegerHyperSynthesis:
         refinements = tuple(
             IntegerRefinement(*(layer(f"stage{i}.{part}") for part in PARTS)) for i in range(1, len(coded))
         )
-        if layers[0].weight.shape[1] != config.hyper or len(layers[-1].bias) != 2 * config.latent:
+        widths = [config.stage_width] * len(refinements)
+        inner = [len(part.told.bias) for part in refinements]
+        if layers[0].weight.shape[1] != config.hyper or len(layers[-1].bias) != 2 * config.latent or inner != widths:
             raise ValueError("the integer layers do not fit the checkpoint's architecture")
         slope = tensors.get("integer.slope", torch.zeros((), dtype=torch.int32))
         if slope.dtype != torch.int32 or slope.ndim:
             raise ValueError("the slope must be one int32")
         medians = tensors.get("integer.medians")
         thresholds, f = tensors["integer.thresholds"], config.fraction_bits
-        return cls(layers, thresholds, f, int(slope), medians, coded, refinements)
+        return cls(layers, thresholds, f, coded, refinements, int(slope), medians)
 
     def tensors(self) -> dict[str, Tensor]:
         """Under the names that `from_tensors` reads."""
@@ -210,17 +226,20 @@ class IntegerHyperSynthesis:
         """The Symbols of z int32 (C_z, ⌈h/4⌉, ⌈w/4⌉) and of y of size (h, w), which `code` gives, or takes, stage by
         stage: encoder and decoder differ in it alone."""
         raw, mean, features = self.parameters(z[None], size)
+        thresholds, limit = self.thresholds.double(), SYMBOL_LIMIT << self.fraction_bits
         shape = tuple(raw.shape[1:])
         y, means = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         index, order = np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
         for i, stage in enumerate(self.stages):
+            told = IntegerRefinement.input(y[: stage.known])
             for rows, columns in stage.grids:
                 there = (stage.part, rows, columns)
                 own_raw, own_mean = raw[0][there], mean[0][there]
                 if i:
-                    more = self.refinements[i - 1](y[: stage.known], features, rows, columns)
-                    own_raw, own_mean = (a + b for a, b in zip((own_raw, own_mean), more.chunk(2), strict=True))
-                order[there], index[there], means[there] = i, self._index(own_raw), self._mean(own_mean)
+                    more_raw, more_mean = self.refinements[i - 1](told, features, rows, columns).chunk(2)
+                    own_raw, own_mean = own_raw + more_raw, own_mean + more_mean
+                order[there], means[there] = i, own_mean.clamp(-limit, limit).numpy()
+                index[there] = torch.searchsorted(thresholds, own_raw.contiguous(), right=True).numpy()
             flat = np.flatnonzero(order == i)
             y.reshape(-1)[flat] = code(flat, index.reshape(-1)[flat], means.reshape(-1)[flat])
         return Symbols(z=z, y=y, index=index, mean=means, stage=order)
@@ -237,17 +256,6 @@ class IntegerHyperSynthesis:
         raw, mean = self.layers[-1](x)[:, :, : size[0], : size[1]].chunk(2, dim=1)
         return raw, mean, x[:, :, : size[0], : size[1]]
 
-    def _index(self, raw: Tensor) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = torch.searchsorted(self.thresholds.double(), raw.contiguous(), right=True).to(
-            torch.uint8
-        ).numpy()
-        return found
-
-    def _mean(self, mean: Tensor) -> NDArray[np.int32]:
-        limit = SYMBOL_LIMIT << self.fraction_bits
-        whole: NDArray[np.int32] = mean.clamp(-limit, limit).to(torch.int32).numpy()
-        return whole
-
     def _activate(self, x: Tensor) -> Tensor:
         """Saturation, then ReLU, leaky where there is a slope; in the memory of x."""
         x = x.clamp_(-ACTIVATION_LIMIT if self.slope else 0, ACTIVATION_LIMIT)
@@ -255,15 +263,19 @@ class IntegerHyperSynthesis:
 
 
 def _fixed_point(weight: Tensor, bias: Tensor | None, bits_in: int, bits_out: int) -> IntegerLayer:
-    """Each output channel in the finest power-of-two units that keep its weights within ±2^14."""
+    """Each output channel in the finest power-of-two units that keep its weights within ±2^14. Raises ValueError for
+    weights that no unit keeps within int16."""
     w = weight.detach().double().cpu()
     b = torch.zeros(len(w), dtype=torch.float64) if bias is None else bias.detach().double().cpu()
     largest = w.abs().amax(dim=(1, 2, 3)).clamp(min=1e-9)
     bits = torch.floor(torch.log2(WEIGHT_LIMIT / largest)).clamp(max=30)
     bits = bits.clamp(min=bits_out - bits_in + 1)
     units = 2.0**bits
+    whole = (w * units[:, None, None, None]).round()
+    if whole.abs().max() >= 2**15:
+        raise ValueError(f"a weight of {float(w.abs().max()):.3g} is too large for fixed point")
     return IntegerLayer(
-        weight=(w * units[:, None, None, None]).round().to(torch.int16),
+        weight=whole.to(torch.int16),
         bias=(b * units * 2**bits_in).round().long(),
         shift=(bits + bits_in - bits_out).to(torch.uint8),
     )
