@@ -7,7 +7,7 @@ Example (`tables` and `symbols` as the checkpoint and the encoder give them):
     payload = write(symbols, tables)
     reader = Reader(payload, tables)
     z = reader.read_z(symbols.z.shape)
-    for places in symbols.stages():                     # the caller has computed the index from z and the stages before
+    for places in symbols.stages():         # the caller has computed the index from z and the stages before
         y[places] = reader.read_y(symbols.index.ravel()[places])
     reader.finish(symbols)
 """

@@ -88,12 +88,12 @@ class HyperAnalysis(nn.Module):
 class HyperSynthesis(nn.Module):
     """h_s: ẑ (B, C_z, ⌈h/4⌉, ⌈w/4⌉) and y (B, C_y, h, w) → log σ and μ of y, shaped like it, float32. Sees no λ.
 
-        ẑ ─ conv ─ shuffle 2 ─ conv ─ shuffle 2 ─┬─ conv ─ [log σ, μ] ──────────── + ─ of the next stage
-                                                 └─ Refinement of each stage but the first ─┘
-                           symbols of the stages before ─┘
+        ẑ ─ conv ─ shuffle 2 ─ conv ─ shuffle 2 ─┬─ conv ──── + ─ [log σ, μ] of a stage ─ its symbols
+                                                 └─ Refinement ──── symbols of the stages before
 
-    Where y is coded in a single stage it is not looked at but for its size. Only operations that have an exact twin in
-    integers: convolutions, pixel-shuffle, (leaky) ReLU, clamping. The last convolution gives [log σ, μ] or [σ, μ].
+    The first stage has no Refinement: of y coded in a single one, nothing but the size matters. Only operations that
+    have an exact twin in integers: convolutions, pixel-shuffle, (leaky) ReLU, clamping. The last convolution gives
+    [log σ, μ] or [σ, μ].
     """
 
     layers: Any  # of Conv2d, which nn.ModuleList cannot say
@@ -114,8 +114,7 @@ class HyperSynthesis(nn.Module):
         for layer in self.layers[:-1]:
             h = F.leaky_relu(F.pixel_shuffle(layer(h), 2), self.slope)
         scale, mean = self.layers[-1](h)[:, :, :height, :width].chunk(2, dim=1)
-        if len(self.stages) > 1:
-            scale, mean = self._refined(scale, mean, y.detach(), h[:, :, :height, :width])
+        scale, mean = self._refined(scale, mean, y.detach(), h[:, :, :height, :width])
         log_scale = scale if self.logarithmic else scale.clamp(min=SCALE_MIN).log()
         return Bounded.apply(log_scale, math.log(SCALE_MIN), math.log(SCALE_MAX)), mean
 
