@@ -28,6 +28,7 @@ class ModelConfig:
     padding: pictures are padded to multiples of this many pixels, itself a multiple of the stride.
     analysis_widths: channels of encoder and context decoder at resolutions 1/unshuffle, half of it, …
     analysis_depth: residual blocks per resolution there.
+    smoothing: whether the light head's picture passes a bilateral filter (smoothing.py).
     latent, hyper: channels of y and of z.
     hyper_widths: channels inside the hyper-networks.
     hyper_slope: of the leaky ReLU in the hyper-synthesis, 0 for a plain one.
@@ -58,6 +59,7 @@ class ModelConfig:
     padding: int = 16
     analysis_widths: tuple[int, ...] = (96, 160, 256)
     analysis_depth: int = 2
+    smoothing: bool = False
     latent: int = 192
     hyper: int = 96
     hyper_widths: tuple[int, ...] = (128, 128)
@@ -197,7 +199,9 @@ HEAVY_TAILS: dict[str, Any] = {"density_weights": (0.72, 0.28), "density_scales"
 """Fitted to what compact-x, trained for one Gaussian, makes of the training photographs: (y − μ)/σ has a kurtosis of 4
 to 7, and with these two of them its rate is 1.5 (largest λ) to 3 % (smallest) lower."""
 
-COMPACT_X = ModelConfig(hyper_kernel=1, groups=(12, 36, 96), phases=(3, 2, 1, 1), steps=1, **HEAVY_TAILS)
+COMPACT_X = ModelConfig(
+    smoothing=True, hyper_kernel=1, groups=(12, 36, 96), phases=(3, 2, 1, 1), steps=1, **HEAVY_TAILS
+)
 """The codec that ships."""
 
 COMPACT_EPS = dataclasses.replace(

@@ -32,7 +32,8 @@ class Phase:
     kind: "autoencoder" (light head alone), "joint" (with the denoiser, MSE), "perceptual" (with LPIPS and ρ),
         "denoiser" (as perceptual, with all but the U-Net frozen), "noise" (likewise, for a U-Net that predicts ε: its
         squared error at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14), "entropy" (the hyper-networks
-        and the density of z alone, by the rate alone: what small crops, of which z is all border, have left behind).
+        and the density of z alone, by the rate alone: what small crops, of which z is all border, have left behind),
+        "smoothing" (as autoencoder, the filter behind the light head alone).
     steps: optimiser steps. crop: side in pixels. batch: crops a step over all processes, a multiple of 4 each.
     rate: of learning, as a share of the recipe's. decay: share of the steps over which it falls linearly to a
         hundredth at the end. lpips: κ of the light head; at 0 it is trained by its squared error alone, whatever ρ.
@@ -124,7 +125,7 @@ class Objective(nn.Module):
             distortion = (1 - rho / 2) * distortion + rho * self.head_lpips * distance
             metrics["plain_mse"], metrics["sharp_mse"] = _shared(base_mse, 1 - rho), _shared(base_mse, rho)
             metrics["base_lpips"] = _shared(distance, rho)
-        if self.kind != "autoencoder":
+        if self.kind not in ("autoencoder", "smoothing"):
             diffusion, more = self.diffuse(x, key, given)
             # Beside the light head at its full weight: with less, the rate soon outweighs it.
             distortion = distortion + diffusion

@@ -12,7 +12,7 @@ from torch import Tensor
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 OUTPUTS = ("analysis.out.weight", "synthesis.head.weight", "synthesis.realism.weight", "unet.head.weight")
 """Kernels whose output is a latent or a picture: what is added there must be small, and Muon's steps have one size."""
-FAR = ("ladder.log_", "bottleneck.", "synthesis.embed_rho.")
+FAR = ("ladder.log_", "bottleneck.", "synthesis.embed_rho.", "synthesis.smoothing.")
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterations: int = 5) -> Tensor:
@@ -68,8 +68,8 @@ class Split(NamedTuple):
     """Parameters by what trains them.
 
     muon: convolution kernels between hidden channels. adam: all others but `far`.
-    far: gains, their inverses, s², the density of z and how ρ is told: few numbers that have far to go, by AdamW at a
-        rate of its own.
+    far: gains, their inverses, s², the density of z, how ρ is told and the bilateral filter: few numbers that have far
+        to go, by AdamW at a rate of its own.
     """
 
     muon: list[Tensor]

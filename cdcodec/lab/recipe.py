@@ -12,7 +12,7 @@ from cdcodec.config import PRESETS, ModelConfig, from_dict
 from cdcodec.errors import TrainingError
 from cdcodec.lab.objective import Phase, Weights
 
-KINDS = ("autoencoder", "joint", "perceptual", "denoiser", "noise", "entropy")
+KINDS = ("autoencoder", "joint", "perceptual", "denoiser", "noise", "entropy", "smoothing")
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -103,6 +103,8 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
                 raise ValueError(f"unknown kind of phase {phase.kind!r}: {', '.join(KINDS)}")
             if (phase.kind == "noise") != (recipe.model.parametrisation == "eps"):
                 raise ValueError(f"a phase of kind {phase.kind!r} does not train {recipe.preset}")
+            if phase.kind == "smoothing" and not recipe.model.smoothing:
+                raise ValueError(f"{recipe.preset} has no filter for a phase of kind 'smoothing' to train")
             if not (phase.rate > 0 and 0 <= phase.decay <= 1):
                 raise ValueError("the rate of a phase must be above 0, its decay from 0 to 1")
             if phase.steps < 1 or phase.batch < 4 or phase.batch % 4 or phase.crop < 64 or phase.crop % 64:

@@ -36,6 +36,7 @@ LOG_EVERY = 50
 TRAINED = {
     "denoiser": ("unet.",),
     "noise": ("unet.",),
+    "smoothing": ("synthesis.smoothing.", "ladder.log_variance"),
     "entropy": ("hyper_analysis.", "hyper_synthesis.", "bottleneck."),
 }
 """Kinds of phases that train a part of the parameters, by the beginnings of their names; the rest is frozen then."""

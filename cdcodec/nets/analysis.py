@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
 from cdcodec.nets.layers import Block, Linear, Upsample, conv3, fourier, norm
+from cdcodec.nets.smoothing import Smoothing
 from cdcodec.nets.transform import BlockTransform
 
 
@@ -84,7 +85,7 @@ class Analysis(nn.Module):
 class Synthesis(nn.Module):
     """g_c(ŷ; λ, ρ): decoded latent → context pyramid, finest first, and the light head's picture b.
 
-        ŷ ─┬─ conv ─ blocks ─ ↑2 ─ blocks ─ ↑2 ─ blocks ─ norm ─ conv + ρ·conv ─ shuffle 4 ─ + ─ b
+        ŷ ─┬─ conv ─ blocks ─ ↑2 ─ blocks ─ ↑2 ─ blocks ─ norm ─ conv + ρ·conv ─ shuffle 4 ─ + ─ smoothing ─ b
            └─────────────────────────── inverse cosine transform ──────────────────────────┘
 
     In: ŷ (B, C_y, h, w) float32 behind the inverse gain, condition (B, K), ρ (B,). Out: normed (B, C_i, 4h, 4w),
@@ -104,6 +105,7 @@ class Synthesis(nn.Module):
         self.realism = conv3(widths[0], 3 * config.unshuffle**2, zero=True)
         self.unshuffle = config.unshuffle
         self.transform = BlockTransform(config)
+        self.smoothing = Smoothing(config.embedding) if config.smoothing else None
 
     def forward(
         self, latent: Tensor, condition: Tensor, rho: Tensor, dtype: torch.dtype
@@ -119,7 +121,8 @@ class Synthesis(nn.Module):
             if i:
                 h = self.ups[i - 1](h)
         added = self._head(pyramid[0], rho)
-        return pyramid, self.transform.inverse(latent) + F.pixel_shuffle(added, self.unshuffle).float()
+        base = self.transform.inverse(latent) + F.pixel_shuffle(added, self.unshuffle).float()
+        return pyramid, base if self.smoothing is None else self.smoothing(base, embedding)
 
     def _head(self, h: Tensor, rho: Tensor) -> Tensor:
         """head(h) + ρ·realism(h); for one picture their kernels are joined first."""

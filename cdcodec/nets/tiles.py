@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cdcodec.config import SMALLEST_TILE, ModelConfig
+from cdcodec.nets.smoothing import RADIUS
 
 AUTO = {"compact": (6 * 10**6, 1024), "paper": (3 * 10**6, 640)}
 """What "auto" does, by kind of blocks: for pictures of more than so many pixels, tiles of this side. Whole, a picture
@@ -150,8 +151,9 @@ class Reach(NamedTuple):
             finer = [(scale, 2 * blocks + 1) for scale in reversed(scales[:-1])]
             return [(scales[-1], 2 * blocks), *finer, (scales[0], 1)]
 
-        def up(blocks: int) -> list[tuple[int, int]]:  # the head and the blocks; between them 1×1 convolutions
-            return [(scales[0], 1), *((scale, 2 * blocks) for scale in scales)]
+        def up(blocks: int) -> list[tuple[int, int]]:  # filter, head, blocks; between them 1×1 convolutions
+            smoothing = [(1, RADIUS)] if config.smoothing else []
+            return [*smoothing, (scales[0], 1), *((scale, 2 * blocks) for scale in scales)]
 
         # The U-Net has its blocks up at all resolutions but the coarsest, those down at all but the finest.
         deep = 2 * config.unet_depth
