@@ -29,9 +29,10 @@ def test_it_is_the_mean_weighted_by_place_and_colour() -> None:
     filtering = Smoothing(4)
     torch.manual_seed(0)
     torch.nn.init.normal_(filtering.strictness.weight)
-    b, embedding = 0.1 * torch.randn(2, 3, 9, 12), torch.randn(2, 4)
+    b, condition, rho = 0.1 * torch.randn(2, 3, 9, 12), torch.randn(2, 4), torch.tensor([0.0, 0.9])
     given = np.pad(b.double().numpy(), ((0, 0), (0, 0), (RADIUS,) * 2, (RADIUS,) * 2), mode="reflect")
-    strict = np.exp((embedding @ filtering.strictness.weight.T)[:, 0].double().detach().numpy())
+    plain, more = (condition @ filtering.strictness.weight.T).double().detach().numpy().T
+    strict = np.exp(plain + rho.double().numpy() * more)
     expected = np.zeros(b.shape)
     for n, row, column in np.ndindex(2, 9, 12):
         centre, total, weights = given[n, :, row + RADIUS, column + RADIUS], 0.0, 0.0
@@ -42,13 +43,13 @@ def test_it_is_the_mean_weighted_by_place_and_colour() -> None:
             total, weights = total + weight * q, weights + weight
         expected[n, :, row, column] = total / weights
     with torch.inference_mode():
-        assert np.allclose(filtering(b, embedding).numpy(), expected, atol=1e-5)
+        assert np.allclose(filtering(b, condition, rho).numpy(), expected, atol=1e-5)
 
 
 def test_noise_goes_and_the_edge_stays() -> None:
     clean, noisy = step_edge(0.03)
     with torch.inference_mode():
-        smooth = Smoothing(4)(noisy, torch.zeros(1, 4))
+        smooth = Smoothing(4)(noisy, torch.zeros(1, 4), torch.zeros(1))
     assert (smooth - clean).square().mean() < (noisy - clean).square().mean() / 4
     edge = slice(22, 26)
     assert (smooth - clean)[..., edge].abs().max() < 0.1
@@ -59,7 +60,7 @@ def test_a_strict_filter_leaves_the_picture_alone() -> None:
     torch.nn.init.constant_(filtering.strictness.weight, 8.0)
     _, noisy = step_edge(0.1)
     with torch.inference_mode():
-        loose, strict = (filtering(noisy, torch.tensor([[told]])) for told in (0.0, 1.0))
+        loose, strict = (filtering(noisy, torch.tensor([[told]]), torch.zeros(1)) for told in (0.0, 1.0))
     assert (strict - noisy).abs().max() < 0.02 < (loose - noisy).abs().max()
 
 
@@ -70,7 +71,7 @@ def test_only_presets_that_say_so_have_it_and_it_learns() -> None:
     y, condition = torch.randn(1, config.latent, 2, 2), torch.randn(1, config.condition)
     networks.synthesis(y, condition, torch.tensor([0.9]), torch.float32)[1].square().mean().backward()
     grown = {name: p.grad for name, p in networks.synthesis.smoothing.named_parameters()}
-    assert grown.keys() == {"place", "colours", "strictness.weight"}
+    assert grown.keys() == {"place", "colours", "strictness.weight", "strictness.bias"}
     assert all(grad is not None and grad.abs().sum() > 0 for grad in grown.values())
 
 

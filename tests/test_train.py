@@ -139,6 +139,16 @@ def test_a_phase_for_the_entropy_model_leaves_the_rest_alone(photographs: Path) 
     assert {name.split(".")[0] for name in names} == {"hyper_analysis", "hyper_synthesis", "bottleneck"}
 
 
+def test_a_phase_for_the_filter_leaves_the_rest_alone(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "tiny-smooth", dataclasses.replace(PRESETS["tiny-x"], smoothing=True))
+    recipe = dataclasses.replace(RECIPE, preset="tiny-smooth", phases=(Phase("smoothing", 2, 64, 8),))
+    names = changed(trainer(photographs, recipe))
+    assert names == {
+        "synthesis.smoothing.place", "synthesis.smoothing.colours", "synthesis.smoothing.strictness.weight",
+        "synthesis.smoothing.strictness.bias", "ladder.log_variance",
+    }  # fmt: skip
+
+
 class Distance(torch.nn.Module):
     """Stands in for LPIPS: the mean absolute difference."""
 

@@ -105,7 +105,7 @@ class Synthesis(nn.Module):
         self.realism = conv3(widths[0], 3 * config.unshuffle**2, zero=True)
         self.unshuffle = config.unshuffle
         self.transform = BlockTransform(config)
-        self.smoothing = Smoothing(config.embedding) if config.smoothing else None
+        self.smoothing = Smoothing(config.condition) if config.smoothing else None
 
     def forward(
         self, latent: Tensor, condition: Tensor, rho: Tensor, dtype: torch.dtype
@@ -122,7 +122,7 @@ class Synthesis(nn.Module):
                 h = self.ups[i - 1](h)
         added = self._head(pyramid[0], rho)
         base = self.transform.inverse(latent) + F.pixel_shuffle(added, self.unshuffle).float()
-        return pyramid, base if self.smoothing is None else self.smoothing(base, embedding)
+        return pyramid, base if self.smoothing is None else self.smoothing(base, condition, rho)
 
     def _head(self, h: Tensor, rho: Tensor) -> Tensor:
         """head(h) + ρ·realism(h); for one picture their kernels are joined first."""

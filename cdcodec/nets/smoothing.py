@@ -21,24 +21,26 @@ SHARPNESS = 8.6
 
 
 class Smoothing(nn.Module):
-    """b'(p) = Σ w(p, q)·b(q) / Σ w(p, q), w = exp(a(q − p) − k·‖C·(b(q) − b(p))‖²) over p and 28 pixels around it.
+    """b'(p) = Σ w(p, q)·b(q) / Σ w(p, q), w = exp(a(q − p) − ‖k·C·(b(q) − b(p))‖²), over p and 28 pixels around it.
 
-    A bilateral filter (Tomasi and Manduchi 1998) whose weights by place a, colour axes C and strictness k, which
-    follows the embedding of λ and ρ, are learned. b (B, 3, H, W) float32, H and W above 4, and the
-    embedding (B, E) give (B, 3, H, W).
+    A bilateral filter (Tomasi and Manduchi 1998) whose weights by place a, colour axes C and strictness k are learned;
+    log k is linear in λ's condition, with a part that grows with ρ. In: b (B, 3, H, W) float32, H and W above 4,
+    condition (B, K), ρ (B,). Out: b' like b.
     """
 
-    def __init__(self, embedding: int) -> None:
+    def __init__(self, condition: int) -> None:
         super().__init__()
         self.place = nn.Parameter(torch.tensor([-(down**2 + right**2) / 18 for down, right in HALF]))
         self.colours = nn.Parameter(SHARPNESS * torch.tensor(COLOURS))
-        self.strictness = Linear(embedding, 1, bias=False)
+        self.strictness = Linear(condition, 2)
         nn.init.zeros_(self.strictness.weight)
+        nn.init.zeros_(self.strictness.bias)
 
-    def forward(self, b: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, b: Tensor, condition: Tensor, rho: Tensor) -> Tensor:
         height, width = b.shape[2:]
         wide = F.pad(b.contiguous(), (RADIUS,) * 4, mode="reflect")
-        guide = F.conv2d(wide, self.colours[:, :, None, None]) * self.strictness(embedding).exp()[:, :, None, None]
+        plain, more = self.strictness(condition).unbind(1)
+        guide = F.conv2d(wide, self.colours[:, :, None, None]) * (plain + rho * more).exp()[:, None, None, None]
 
         def cut(picture: Tensor, top: int, left: int) -> Tensor:
             return picture[..., top : top + height, left : left + width]
