@@ -26,7 +26,8 @@ def floats(request: pytest.FixtureRequest) -> HyperSynthesis:
     torch.manual_seed(3)
     made = HyperSynthesis(dataclasses.replace(CONFIG, hyper_kernel=request.param)).requires_grad_(False)
     for refinement in made.refinements:
-        refinement.out.weight.normal_(0, 0.1)  # which training begins at zero
+        for layer in (refinement.around, refinement.out):
+            layer.weight.normal_(0, 0.1)  # which training begins at zero
     return made
 
 
@@ -67,6 +68,7 @@ def test_it_is_the_specified_integer_arithmetic(twin: IntegerHyperSynthesis, z: 
             part, known = twin.refinements[i - 1], y[: stage.known].clip(-7, 7).astype(np.int64)
             known[ours.stage[: stage.known] >= i] = 0
             inner = convolve(np.concatenate((abs(known), known)), part.told) + convolve(features, part.given)
+            inner += convolve(inner.clip(0, integer.ACTIVATION_LIMIT), part.around)
             more = convolve(inner.clip(0, integer.ACTIVATION_LIMIT), part.out)
             own_raw, own_mean = (a + b for a, b in zip((own_raw, own_mean), np.split(more, 2), strict=True))
         now = ours.stage[stage.part] == i

@@ -131,6 +131,7 @@ def whole(root: Path, **changes: torch.Tensor | None) -> None:
         ({"tables.y.counts": torch.zeros(256, 4)}, "table"),
         ({"integer.stage1.out.bias": None}, r"integer\.stage1\.out\.bias"),
         ({"integer.stage1.given.weight": torch.zeros(8, 16, 3, 3, dtype=torch.int16)}, "of a stage do not follow"),
+        ({"integer.stage1.around.weight": torch.zeros(8, 8, 1, 1, dtype=torch.int16)}, "of a stage do not follow"),
         ({"integer.stage1.told.weight": torch.zeros(8, 10, 3, 3, dtype=torch.int16)}, "of a stage do not fit"),
         ({"integer.thresholds": torch.zeros(255, dtype=torch.int32)}, "ascending"),
         ({"integer.slope": torch.tensor(-1, dtype=torch.int32)}, "slope"),

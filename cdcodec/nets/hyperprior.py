@@ -136,7 +136,10 @@ class HyperSynthesis(nn.Module):
 class Refinement(nn.Module):
     """What log σ and μ of a stage gain from the symbols before it: (B, 2·channels, h, w), nothing to begin with.
 
-    In: symbols (B, C_y, h, w), zero where not yet coded, and the features of the hyper-synthesis (B, b, h, w).
+        [|s|, s] ─ told 3×3 ─ + ─┬────────────────────── + ─ ReLU ─ out 1×1 ─
+        features ─ given 1×1 ─┘  └─ ReLU ─ around 3×3 ───┘
+
+    In: symbols s (B, C_y, h, w), zero where not yet coded, and the features of the hyper-synthesis (B, b, h, w).
     """
 
     def __init__(self, stage: Stage, config: ModelConfig) -> None:
@@ -144,11 +147,13 @@ class Refinement(nn.Module):
         self.known = stage.known
         self.told = conv3(2 * stage.known, config.stage_width)
         self.given = conv3(config.hyper_widths[1], config.stage_width, side=1)
+        self.around = conv3(config.stage_width, config.stage_width, zero=True)
         self.out = conv3(config.stage_width, 2 * (stage.stop - stage.start), side=1, zero=True)
 
     def forward(self, symbols: Tensor, features: Tensor) -> Tensor:
         s = symbols[:, : self.known].clamp(-TOLD_LIMIT, TOLD_LIMIT)
-        more: Tensor = self.out(F.relu(self.told(torch.cat((s.abs(), s), dim=1)) + self.given(features)))
+        h = self.told(torch.cat((s.abs(), s), dim=1)) + self.given(features)
+        more: Tensor = self.out(F.relu(h + self.around(F.relu(h))))
         return more
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdcodec.config import ModelConfig
 from cdcodec.nets.hyperprior import TOLD_LIMIT, HyperSynthesis, Stage, stages
@@ -28,7 +28,7 @@ ACTIVATION_BITS, ACTIVATION_LIMIT = 10, 2**24 - 1
 and saturate at ±(2^24 - 1)."""
 SLOPE_BITS = 16
 SUM_LIMIT = 2**52
-LEAVES, PARTS = ("weight", "bias", "shift"), ("told", "given", "out")
+LEAVES, PARTS = ("weight", "bias", "shift"), ("told", "given", "around", "out")
 STRIP_ELEMENTS = 2**23
 """A convolution is computed in strips of rows whose unfolded input has at most about this many elements."""
 EVERY = slice(None)
@@ -94,27 +94,30 @@ Code = Callable[[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int32]], NDArr
 
 @dataclass(frozen=True)
 class IntegerRefinement:
-    """Exact twin of Refinement: told (3×3, of symbols and their magnitudes), given (1×1, of features), out (1×1)."""
+    """Exact twin of Refinement: told (3×3, of symbols and their magnitudes), given (1×1, of features), around (3×3, of
+    the sum of both), out (1×1)."""
 
     told: IntegerLayer
     given: IntegerLayer
+    around: IntegerLayer
     out: IntegerLayer
 
     def __post_init__(self) -> None:
         """Raises ValueError for layers that are of other sizes or do not follow on each other."""
-        told, given, out = (layer.weight.shape for layer in (self.told, self.given, self.out))
-        if (told[2], given[2], out[2]) != (3, 1, 1) or not told[0] == given[0] == out[1]:
+        told, given, around, out = (getattr(self, part).weight.shape for part in PARTS)
+        sides, widths = (told[2], given[2], around[2], out[2]), {told[0], given[0], *around[:2], out[1]}
+        if sides != (3, 1, 3, 1) or len(widths) > 1:
             raise ValueError("the integer layers of a stage do not follow on each other")
 
-    @staticmethod
-    def input(symbols: NDArray[np.int32]) -> Tensor:
-        """What `told` is told of symbols int32 (known, h, w), zero where not yet coded: float64 (1, 2·known, h, w)."""
+    def hidden(self, symbols: NDArray[np.int32], features: Tensor) -> Tensor:
+        """told + given at every position, integer-valued float64 (1, width, h, w), of symbols int32 (known, h, w), zero
+        where not yet coded, and features (1, b, h, w)."""
         s = torch.from_numpy(symbols)[None].clamp(-TOLD_LIMIT, TOLD_LIMIT).double()
-        return torch.cat((s.abs(), s), dim=1)
+        return self.told(torch.cat((s.abs(), s), dim=1)).add_(self.given(features))
 
-    def __call__(self, told: Tensor, features: Tensor, rows: slice, columns: slice) -> Tensor:
-        """Of `input` and the features (1, b, h, w) → (2·channels, …) at rows and columns, integer-valued float64."""
-        h = self.told(told, rows, columns).add_(self.given(features[:, :, rows, columns]))
+    def __call__(self, hidden: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Of `hidden` → (2·channels, …) at rows and columns, integer-valued float64."""
+        h = self.around(hidden.clamp(0, ACTIVATION_LIMIT), rows, columns).add_(hidden[:, :, rows, columns])
         return self.out(h.clamp_(0, ACTIVATION_LIMIT))[0]
 
 
@@ -174,19 +177,18 @@ class IntegerHyperSynthesis:
         between = ACTIVATION_BITS if medians is None else f
         first = 0 if medians is None else f
         units = (first, *[between] * (len(floats.layers) - 1), f)
-        layers = []
-        for i, bits in enumerate(pairwise(units)):
-            weight, bias = floats.layers[i].weight, floats.layers[i].bias
-            layers.append(_fixed_point(weight, bias, *bits))
+        layers = tuple(_fixed_point(c, *bits) for c, bits in zip(floats.layers, pairwise(units), strict=True))
         raw = np.log(scales) if floats.logarithmic else scales
         thresholds = torch.from_numpy(np.rint(raw * 2**f)).to(torch.int32)
         whole = None if medians is None else (medians.detach().double().cpu() * 2**f).round().to(torch.int32)
-        refinements = []
-        for r in floats.refinements:
-            parts = ((r.told, 0, ACTIVATION_BITS), (r.given, between, ACTIVATION_BITS), (r.out, ACTIVATION_BITS, f))
-            refinements.append(IntegerRefinement(*(_fixed_point(c.weight, c.bias, a, b) for c, a, b in parts)))
+        a = ACTIVATION_BITS
+        inner = dict(zip(PARTS, ((0, a), (between, a), (a, a), (a, f)), strict=True))
+        refinements = tuple(
+            IntegerRefinement(*(_fixed_point(getattr(told, part), *bits) for part, bits in inner.items()))
+            for told in floats.refinements
+        )
         slope = round(floats.slope * 2**SLOPE_BITS)
-        return cls(tuple(layers), thresholds, f, tuple(floats.stages), tuple(refinements), slope, whole)
+        return cls(layers, thresholds, f, tuple(floats.stages), refinements, slope, whole)
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], config: ModelConfig) -> IntegerHyperSynthesis:
@@ -231,12 +233,12 @@ class IntegerHyperSynthesis:
         y, means = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         index, order = np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)
         for i, stage in enumerate(self.stages):
-            told = IntegerRefinement.input(y[: stage.known])
+            hidden = self.refinements[i - 1].hidden(y[: stage.known], features) if i else None
             for rows, columns in stage.grids:
                 there = (stage.part, rows, columns)
                 own_raw, own_mean = raw[0][there], mean[0][there]
-                if i:
-                    more_raw, more_mean = self.refinements[i - 1](told, features, rows, columns).chunk(2)
+                if hidden is not None:
+                    more_raw, more_mean = self.refinements[i - 1](hidden, rows, columns).chunk(2)
                     own_raw, own_mean = own_raw + more_raw, own_mean + more_mean
                 order[there], means[there] = i, own_mean.clamp(-limit, limit).numpy()
                 index[there] = torch.searchsorted(thresholds, own_raw.contiguous(), right=True).numpy()
@@ -262,11 +264,11 @@ class IntegerHyperSynthesis:
         return torch.maximum(x, (x * self.slope / 2**SLOPE_BITS + 0.5).floor_()) if self.slope else x
 
 
-def _fixed_point(weight: Tensor, bias: Tensor | None, bits_in: int, bits_out: int) -> IntegerLayer:
-    """Each output channel in the finest power-of-two units that keep its weights within ±2^14. Raises ValueError for
-    weights that no unit keeps within int16."""
-    w = weight.detach().double().cpu()
-    b = torch.zeros(len(w), dtype=torch.float64) if bias is None else bias.detach().double().cpu()
+def _fixed_point(layer: nn.Conv2d, bits_in: int, bits_out: int) -> IntegerLayer:
+    """The layer between activations in units of 1/2^bits_in and 1/2^bits_out, each output channel in the finest power
+    of two that keeps its weights within ±2^14. Raises ValueError for weights that none keeps within int16."""
+    w = layer.weight.detach().double().cpu()
+    b = torch.zeros(len(w), dtype=torch.float64) if layer.bias is None else layer.bias.detach().double().cpu()
     largest = w.abs().amax(dim=(1, 2, 3)).clamp(min=1e-9)
     bits = torch.floor(torch.log2(WEIGHT_LIMIT / largest)).clamp(max=30)
     bits = bits.clamp(min=bits_out - bits_in + 1)
