@@ -14,7 +14,7 @@ from cdcodec.config import PRESETS
 from cdcodec.errors import TrainingError
 from cdcodec.lab.recipe import parse_recipe
 from cdcodec.nets.networks import Networks
-from cdcodec.nets.smoothing import COLOURS, HALF, RADIUS, SHARPNESS, Smoothing
+from cdcodec.nets.smoothing import COLOURS, HALF, RADIUS, SHARPNESS, Mixture, Smoothing
 
 
 def step_edge(noise: float) -> tuple[Tensor, Tensor]:
@@ -44,6 +44,13 @@ def test_it_is_the_mean_weighted_by_place_and_colour() -> None:
         expected[n, :, row, column] = total / weights
     with torch.inference_mode():
         assert np.allclose(filtering(b, condition, rho).numpy(), expected, atol=1e-5)
+
+
+def test_its_gradient_is_that_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    picture, guide = (torch.randn(2, 3, 11, 13, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    place = torch.randn(len(HALF), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Mixture.apply, (picture, 0.5 * guide, place))
 
 
 def test_noise_goes_and_the_edge_stays() -> None:

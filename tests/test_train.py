@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +170,16 @@ def test_lpips_reaches_the_light_head_where_rho_asks_for_it(
         assert ("base_lpips" in run.step()) == bool(lpips)
 
 
-def test_lpips_compares_both_pictures_at_one_place_that_is_drawn_anew(photographs: Path, monkeypatch) -> None:
+def every_view(side: int) -> Iterator[tuple[tuple[object, ...], torch.Tensor]]:
+    """How (3, side, side) values may be looked at, and which of them (flat places, in order) are then seen."""
+    values, flips, seen = torch.arange(3 * side**2).view(3, side, side), ((), (1,), (2,), (1, 2)), side - 3
+    for down, right, flipped, turned in itertools.product(range(4), range(4), flips, (False, True)):
+        piece = values[:, down : down + seen, right : right + seen].flip(flipped)
+        for colours in itertools.permutations(range(3)):
+            yield (down, right, flipped, turned, colours), (piece.mT if turned else piece)[list(colours)].reshape(-1)
+
+
+def test_lpips_compares_both_pictures_in_one_view_that_is_drawn_anew(photographs: Path, monkeypatch) -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Seeing(Distance):
@@ -180,15 +191,18 @@ def test_lpips_compares_both_pictures_at_one_place_that_is_drawn_anew(photograph
     run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
     run.step()
     seen.clear()
-    x = torch.randn(200, 3, 16, 16).requires_grad_()
-    distance = run.objective.distance(x, x.detach() + 1, draws.keys(1, 2, torch.arange(200)))
+    x = torch.randn(600, 3, 16, 16).requires_grad_()
+    distance = run.objective.distance(x, x.detach() + 1, draws.keys(1, 2, torch.arange(600)))
     distance.sum().backward()
     (a, b), = seen
     assert torch.equal(a + 1, b)
-    assert distance.shape == (200,)
-    places = {(d, r) for i in range(200) for d in range(4) for r in range(4)
-              if torch.equal(a[i], x[i, :, d : d + 13, r : r + 13])}  # fmt: skip
-    assert len(places) == 16, "every shift comes, and each is a plain cut"
+    assert distance.shape == (600,)
+    views, places = zip(*every_view(16), strict=True)
+    drawn = [(of.flatten()[torch.stack(places)] == one.flatten()).all(dim=1) for of, one in zip(x, a, strict=True)]
+    assert all(same.sum() == 1 for same in drawn)
+    names = [views[int(same.int().argmax())] for same in drawn]
+    assert len({name[:2] for name in names}) == 16
+    assert len({name[2:] for name in names}) == 8 * 6
     assert x.grad is not None
     assert x.grad.count_nonzero() == a.numel()
 

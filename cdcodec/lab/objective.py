@@ -21,7 +21,7 @@ from cdcodec.nets.hyperprior import quantise
 from cdcodec.nets.networks import Networks
 
 STREAM_LAMBDA, STREAM_RHO, STREAM_NOISE_Y, STREAM_NOISE_Z, STREAM_EPS, STREAM_STATE = 3, 4, 5, 6, 7, 8
-STREAM_SHIFT, SHIFTS = 9, 4
+STREAM_VIEW, SHIFTS = 9, 4
 MSE_WEIGHT, SNR_WEIGHT_MAX = 2.0, 5.0
 
 
@@ -203,20 +203,26 @@ class Objective(nn.Module):
         return loss, {"loss": loss.detach(), "x_mse": (x_0.detach() - x).square().mean()}
 
     def distance(self, x_0: Tensor, x: Tensor, key: Tensor) -> Tensor:
-        """LPIPS (B,), both pictures moved by the same 0 to 3 pixels down and right.
+        """LPIPS (B,), both pictures moved by the same 0 to 3 pixels down and right, mirrored, turned by quarters and
+        with their colours exchanged at random (Kettunen et al. 2019, arXiv 1906.03973).
 
         Its first layers see every second or fourth pixel only: at a fixed place a decoder of 4 × 4 blocks learns to
-        hide its grid from it.
+        hide its grid from it. What is learned from one network's view of one direction and colour pleases no other.
         """
         assert self.lpips is not None, "asked of perceptual phases only"
+        u = draws.uniform(key, STREAM_VIEW, 8)
         side = torch.arange(x.shape[2] - SHIFTS + 1, device=x.device)
-        down, right = (side + (draws.uniform(key, STREAM_SHIFT, 2) * SHIFTS).long()[:, :, None]).unbind(1)
+        places = side + (u[:, :2] * SHIFTS).long()[:, :, None]
+        down, right = torch.where((u[:, 2:4] < 0.5)[:, :, None], places, places.flip(2)).unbind(1)
+        turned, colours = (u[:, 4] < 0.5)[:, None, None, None], u[:, 5:].argsort(dim=1)
 
-        def moved(picture: Tensor) -> Tensor:
+        def seen(picture: Tensor) -> Tensor:
             rows = picture.gather(2, down[:, None, :, None].expand(-1, 3, -1, picture.shape[3]))
-            return rows.gather(3, right[:, None, None, :].expand(-1, 3, rows.shape[2], -1)).to(self.dtype)
+            piece = rows.gather(3, right[:, None, None, :].expand(-1, 3, rows.shape[2], -1))
+            piece = torch.where(turned, piece.mT, piece)
+            return piece.gather(1, colours[:, :, None, None].expand_as(piece)).to(self.dtype)
 
-        values: Tensor = self.lpips(moved(x_0), moved(x))
+        values: Tensor = self.lpips(seen(x_0), seen(x))
         return values.view(len(x)).float()
 
     def draw_rho(self, key: Tensor) -> Tensor:
