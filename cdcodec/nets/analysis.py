@@ -33,8 +33,8 @@ class Ladder(nn.Module):
         self.condition = nn.Parameter(fourier((log_lambda - middle) / half, config.condition // 2))
         log_gain = torch.zeros(len(log_lambda), config.latent)
         if config.blocks == "compact":
-            # The best step of a quantiser grows with √λ_eff, λ_eff = a·λ^1.3 in the recipe of the weights that ship,
-            # and is the same for all coefficients of an orthonormal transform.
+            # The best step of a quantiser grows with √λ_eff, at first λ_eff = a·λ^1.3, and is the same for all
+            # coefficients of an orthonormal transform.
             log_gain += -0.3 - 0.65 * (log_lambda - middle)[:, None] + BlockTransform(config).spread.log()[:, 0, 0]
         self.log_gain = nn.Parameter(log_gain)
         self.log_inverse_gain = nn.Parameter(-log_gain)
