@@ -139,6 +139,7 @@ def test_pictures_of_any_size_come_back(root: Path, preset: str, height: int, wi
         codec.decode(data, checkpoint, steps=1, rho=0.0)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_bfloat16_codes_the_same_file(root: Path, preset: str) -> None:
     full = load(root, preset)
     lam = full.ladder[0]
@@ -146,7 +147,10 @@ def test_bfloat16_codes_the_same_file(root: Path, preset: str) -> None:
     pixels = authors.picture(64, 64)
     data = codec.encode(pixels, full, lam)
     assert codec.encode(pixels, low, lam) == data
-    ours, theirs = (codec.decode(data, m, steps=2, gamma=0.0)[0].astype(int) for m in (full, low))
+    # Of fewer than 16 channels, narrower than the authors' are, oneDNN convolves bfloat16 by 8 × 8 kernels wrongly on
+    # CPUs with AMX (torch 2.14.1).
+    with torch.backends.mkldnn.flags(enabled=False):
+        ours, theirs = (codec.decode(data, m, steps=2, gamma=0.0)[0].astype(int) for m in (full, low))
     assert np.abs(ours - theirs).mean() < 3
 
 
