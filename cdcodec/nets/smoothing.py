@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ COLOURS = ((0.299, 0.587, 0.114), (0.27, -0.226, -0.044), (-0.115, -0.226, 0.341
 """Axes of luma, and of red and blue less luma at 0.385 of their size, over R, G and B: how colours are told apart."""
 SHARPNESS = 8.6
 """1/(σ_r·√2) at which training begins, pixels in [-1, 1]: σ_r of about 10 grey levels of 255."""
+
+EVERY = slice(None)
+Place = tuple[slice, slice, slice, slice]
 
 
 class Smoothing(nn.Module):
@@ -49,8 +53,8 @@ class Smoothing(nn.Module):
 class Mixture(torch.autograd.Function):
     """Σ w·b / Σ w of a picture and its guide k·C·b, both (B, 3, H + 8, W + 8), and a (14,): (B, 3, H, W).
 
-    With a gradient of its own, that computes the weights again instead of keeping a hundred pictures, and one picture
-    at a time, which stays in the cache: 2.5 times as fast as what torch derives.
+    With a gradient of its own, that computes the weights again instead of keeping a hundred pictures; on the CPU one
+    picture at a time, which stays in the cache: twice as fast as what torch derives.
     """
 
     @staticmethod
@@ -58,10 +62,10 @@ class Mixture(torch.autograd.Function):
         inner = (..., slice(RADIUS, -RADIUS), slice(RADIUS, -RADIUS))
         mixed = wide[inner].clone()
         weights = torch.ones_like(mixed[:, :1])
-        for b, g, total, count in zip(wide, guide, mixed, weights, strict=True):
+        for b, g, total, count in _pieces(wide, guide, mixed, weights):
             for a, (down, right) in zip(place, HALF, strict=True):
                 apart = torch.sub(*_pair(g, down, right))
-                weight = apart.mul_(apart).sum(dim=0, keepdim=True).neg_().add_(a).exp_()
+                weight = apart.mul_(apart).sum(dim=1, keepdim=True).neg_().add_(a).exp_()
                 for there, share in _both(weight, b.shape, down, right):
                     total.addcmul_(share, b[there])
                     count.add_(share)
@@ -77,14 +81,14 @@ class Mixture(torch.autograd.Function):
         of_count = -(of_total * mixed).sum(dim=1, keepdim=True)
         to_wide, to_guide, to_place = (torch.zeros_like(tensor) for tensor in (wide, guide, place))
         to_wide[inner] += of_total
-        for b, g, total, count, to_b, to_g in zip(wide, guide, of_total, of_count, to_wide, to_guide, strict=True):
+        for b, g, total, count, to_b, to_g in _pieces(wide, guide, of_total, of_count, to_wide, to_guide):
             for i, (down, right) in enumerate(HALF):
                 apart = torch.sub(*_pair(g, down, right))
-                weight = apart.square().sum(dim=0, keepdim=True).neg_().add_(place[i]).exp_()
+                weight = apart.square().sum(dim=1, keepdim=True).neg_().add_(place[i]).exp_()
                 to_weight = torch.zeros_like(weight)
                 shares = _both(weight, b.shape, down, right), _both(to_weight, b.shape, down, right)
                 for (there, share), (_, to_share) in zip(*shares, strict=True):
-                    to_share.add_((total * b[there]).sum(dim=0, keepdim=True)).add_(count)
+                    to_share.add_((total * b[there]).sum(dim=1, keepdim=True)).add_(count)
                     to_b[there].addcmul_(total, share)
                 to_weight.mul_(weight)
                 to_place[i] = to_place[i] + to_weight.sum()
@@ -95,21 +99,27 @@ class Mixture(torch.autograd.Function):
         return to_wide, to_guide, to_place
 
 
+def _pieces(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of batches of equal length: of one picture each on the CPU, of all elsewhere."""
+    size = 1 if batches[0].device.type == "cpu" else len(batches[0])
+    return zip(*(batch.split(size) for batch in batches), strict=True)
+
+
 def _pair(g: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
-    """All places of g (3, H + 8, W + 8) moved by (down, right), and the same not moved."""
-    first, last = max(-right, 0), g.shape[2] - max(right, 0)
-    return g[:, down:, first + right : last + right], g[:, : g.shape[1] - down, first:last]
+    """All places of g (B, 3, H + 8, W + 8) moved by (down, right), and the same not moved."""
+    first, last = max(-right, 0), g.shape[3] - max(right, 0)
+    return g[..., down:, first + right : last + right], g[..., : g.shape[2] - down, first:last]
 
 
-def _both(weight: Tensor, shape: torch.Size, down: int, right: int) -> list[tuple[tuple[slice, ...], Tensor]]:
-    """Where in a picture of `shape` (3, H + 8, W + 8) the pixels at (down, right) and opposite lie, and their weights.
+def _both(weight: Tensor, shape: torch.Size, down: int, right: int) -> list[tuple[Place, Tensor]]:
+    """Where the pixels at (down, right) and opposite lie in pictures of `shape` (B, 3, H + 8, W + 8); their weights.
 
     The weight between p and p + (down, right) is that between the latter and p: it is computed once.
     """
-    height, width, first = shape[1] - 2 * RADIUS, shape[2] - 2 * RADIUS, max(-right, 0)
+    height, width, first = shape[2] - 2 * RADIUS, shape[3] - 2 * RADIUS, max(-right, 0)
     both = []
     for sign, top, left in ((1, RADIUS, RADIUS), (-1, RADIUS - down, RADIUS - right)):
         y, x = RADIUS + sign * down, RADIUS + sign * right
-        there: tuple[slice, ...] = (slice(None), slice(y, y + height), slice(x, x + width))
-        both.append((there, weight[:, top : top + height, left - first : left - first + width]))
+        there = (EVERY, EVERY, slice(y, y + height), slice(x, x + width))
+        both.append((there, weight[..., top : top + height, left - first : left - first + width]))
     return both
