@@ -23,6 +23,7 @@ SHARPNESS = 8.6
 """1/(σ_r·√2) at which training begins, pixels in [-1, 1]: σ_r of about 10 grey levels of 255."""
 
 EVERY = slice(None)
+INNER = (..., slice(RADIUS, -RADIUS), slice(RADIUS, -RADIUS))
 Place = tuple[slice, slice, slice, slice]
 
 
@@ -59,8 +60,7 @@ class Mixture(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, wide: Tensor, guide: Tensor, place: Tensor) -> Tensor:
-        inner = (..., slice(RADIUS, -RADIUS), slice(RADIUS, -RADIUS))
-        mixed = wide[inner].clone()
+        mixed = wide[INNER].clone()
         weights = torch.ones_like(mixed[:, :1])
         for b, g, total, count in _pieces(wide, guide, mixed, weights):
             for a, (down, right) in zip(place, HALF, strict=True):
@@ -76,11 +76,10 @@ class Mixture(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wide, guide, place, mixed, weights = ctx.saved_tensors
-        inner = (..., slice(RADIUS, -RADIUS), slice(RADIUS, -RADIUS))
         of_total = gradients[0] / weights
         of_count = -(of_total * mixed).sum(dim=1, keepdim=True)
         to_wide, to_guide, to_place = (torch.zeros_like(tensor) for tensor in (wide, guide, place))
-        to_wide[inner] += of_total
+        to_wide[INNER] += of_total
         for b, g, total, count, to_b, to_g in _pieces(wide, guide, of_total, of_count, to_wide, to_guide):
             for i, (down, right) in enumerate(HALF):
                 apart = torch.sub(*_pair(g, down, right))
