@@ -26,6 +26,7 @@ from cdcodec.config import PRESETS
 from cdcodec.errors import ImageError, OutputError, TrainingError, WeightsError
 from cdcodec.lab import draws
 from cdcodec.lab import train as training
+from cdcodec.lab.critic import Critic, Shared
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.export import export_run
 from cdcodec.lab.objective import Phase
@@ -151,6 +152,14 @@ def test_a_phase_for_the_filter_leaves_the_rest_alone(photographs: Path, monkeyp
     }  # fmt: skip
 
 
+def test_a_phase_for_the_decoder_leaves_the_files_alone(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
+    recipe = dataclasses.replace(RECIPE, phases=(Phase("decoder", 2, 64, 8, lpips=0.5, critic=0.3),))
+    names = changed(trainer(photographs, recipe))
+    assert {name.split(".")[0] for name in names} == {"synthesis", "ladder"}
+    assert {name for name in names if name.startswith("ladder")} == {"ladder.log_variance"}
+
+
 class Distance(torch.nn.Module):
     """Stands in for LPIPS: the mean absolute difference."""
 
@@ -191,8 +200,8 @@ def test_lpips_compares_both_pictures_in_one_view_that_is_drawn_anew(photographs
     run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
     run.step()
     seen.clear()
-    x = torch.randn(600, 3, 16, 16).requires_grad_()
-    distance = run.objective.distance(x, x.detach() + 1, draws.keys(1, 2, torch.arange(600)))
+    x, rho = torch.randn(600, 3, 16, 16).requires_grad_(), torch.full((600,), 0.9)
+    distance, _ = run.objective.perceived(x, x.detach() + 1, draws.keys(1, 2, torch.arange(600)), rho, {})
     distance.sum().backward()
     (a, b), = seen
     assert torch.equal(a + 1, b)
@@ -205,6 +214,76 @@ def test_lpips_compares_both_pictures_in_one_view_that_is_drawn_anew(photographs
     assert len({name[2:] for name in names}) == 8 * 6
     assert x.grad is not None
     assert x.grad.count_nonzero() == a.numel()
+
+
+def test_lpips_is_asked_only_where_rho_wants_it(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
+    run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
+    run.step()
+    x, key = torch.zeros(4, 3, 16, 16), draws.keys(1, 2, torch.arange(4))
+    some, _ = run.objective.perceived(x, x + 1, key, torch.tensor([0.0, 0.9, 0.0, 0.3]), {})
+    assert torch.equal(some, torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    none, _ = run.objective.perceived(x, x + 1, key, torch.zeros(4), {})
+    assert none.count_nonzero() <= 1
+
+
+def test_a_judge_shares_the_picture_by_the_norm_of_its_gradient() -> None:
+    picture = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    a, b = Shared.apply(picture, torch.tensor(0.5))
+    first, second = torch.randn(2, 2, 3, 4, 4)
+    ((a * first).sum() + 1000 * (b * second).sum()).backward()
+    more = picture.grad - first
+    assert torch.allclose(more.flatten(1).norm(dim=1), 0.5 * first.flatten(1).norm(dim=1), rtol=1e-4)
+    assert (torch.cosine_similarity(more.flatten(1), second.flatten(1)) > 0.9999).all()
+
+
+def test_a_critic_learns_and_nobody_learns_for_the_other() -> None:
+    torch.manual_seed(0)
+    critic = Critic(16)
+    originals = torch.rand(4, 3, 67, 66) * 2 - 1
+    decoded = torch.nn.functional.avg_pool2d(originals, 3, 1, 1).requires_grad_()
+    optimiser = torch.optim.Adam(critic.parameters(), 0.002)
+    seen = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        _, its = critic.losses(decoded, originals)
+        its.backward()
+        seen.append(its.item())
+        optimiser.step()
+    assert seen[0] == pytest.approx(math.log(2), abs=0.3)
+    assert seen[-1] < 0.3
+    assert decoded.grad is None
+    optimiser.zero_grad()
+    critic.losses(decoded, originals)[0].backward()
+    assert decoded.grad is not None
+    assert decoded.grad[:, :, :64, :64].abs().sum() > 0
+    assert all(p.grad is None for p in critic.parameters())
+
+
+def test_a_run_with_a_critic_goes_on_exactly(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
+    recipe = dataclasses.replace(RECIPE, phases=(Phase("autoencoder", 4, 64, 8, lpips=0.5, critic=0.3),))
+    whole = trainer(photographs, recipe)
+    for step in range(4):
+        assert whole.step()["critic"] > 0
+        if step == 1:
+            torch.save(whole.state(), tmp_path / STATE)
+    second = trainer(photographs, recipe)
+    second.load(load_state(tmp_path))
+    for _ in range(2):
+        second.step()
+    assert whole.critic is not None
+    assert whole.critic.age == 4
+    ours, theirs = ([*run.parameters, *run.critic.parameters()] for run in (whole, second))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+    plain = dataclasses.replace(recipe, phases=(dataclasses.replace(recipe.phases[0], critic=0.0),))
+    alone = trainer(photographs, plain)
+    for _ in range(4):
+        alone.step()
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters, alone.parameters, strict=True))
 
 
 def test_two_processes_have_the_gradients_of_one(photographs: Path, tmp_path: Path) -> None:
@@ -348,6 +427,8 @@ def save_run(run: Trainer, folder: Path, root: Path) -> None:
         ("preset = 'compact-eps'\n[[phase]]\nkind = 'joint'", "does not train"),
         ("[[phase]]\ndecay = 2.0", "from 0 to 1"),
         ("[[phase]]\nbatch = 6", "multiple of 4"),
+        ("[[phase]]\ncritic = 0.3", "without LPIPS"),
+        ("[[phase]]\nlpips = 0.5\ncritic = nan", "share must be 0 or above"),
         ("[[phase]]\ncrop = 100", "one of 64"),
         ("[[phase]]\nsteps = 'many'", "expected int"),
         ("[[phase]", "not a TOML recipe"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cdcodec.lab import draws
+from cdcodec.lab.critic import Critic, Shared
 from cdcodec.lab.rate import RateModel
 from cdcodec.nets.diffusion import SIGMA_RANGE, SIGMA_START, alpha_bar_of_sigma, from_x
 from cdcodec.nets.hyperprior import quantise
@@ -33,10 +34,12 @@ class Phase:
         "denoiser" (as perceptual, with all but the U-Net frozen), "noise" (likewise, for a U-Net that predicts ε: its
         squared error at σ log-uniform over the whole schedule, Ho et al. 2020, eq. 14), "entropy" (the hyper-networks
         and the density of z alone, by the rate alone: what small crops, of which z is all border, have left behind),
-        "smoothing" (as autoencoder, the filter behind the light head alone).
+        "decoder" (as autoencoder, the context decoder alone, for the same files) and "smoothing" (the filter behind
+        the light head alone).
     steps: optimiser steps. crop: side in pixels. batch: crops a step over all processes, a multiple of 4 each.
     rate: of learning, as a share of the recipe's. decay: share of the steps over which it falls linearly to a
         hundredth at the end. lpips: κ of the light head; at 0 it is trained by its squared error alone, whatever ρ.
+    critic: wherever LPIPS judges, the gradient of a critic that learns along (critic.py), as a share of LPIPS's.
     """
 
     kind: str = "autoencoder"
@@ -46,6 +49,7 @@ class Phase:
     rate: float = 1.0
     decay: float = 0.35
     lpips: float = 0.0
+    critic: float = 0.0
 
     @property
     def perceptual(self) -> bool:
@@ -90,12 +94,15 @@ class Objective(nn.Module):
         lpips: nn.Module | None,
         kind: str,
         head_lpips: float = 0.0,
+        critic: Critic | None = None,
+        critic_share: float = 0.0,
         weights: Weights,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.networks, self.rate, self.lpips = networks, rate, lpips
         self.kind, self.head_lpips, self.weights, self.dtype = kind, head_lpips, weights, dtype
+        self.critic, self.critic_share = critic, critic_share
 
     def forward(self, x: Tensor, key: Tensor, ramp: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         ladder = self.networks.ladder
@@ -118,23 +125,24 @@ class Objective(nn.Module):
             return self.noise(x, key, given)
         base_mse = (base - x).square().mean(dim=(1, 2, 3))
         metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
+        adversarial = torch.zeros_like(base_mse[0])
         distortion = MSE_WEIGHT * base_mse
         if self.lpips is not None and self.head_lpips:
-            distance = self.distance(base, x, key)
+            distance, adversarial = self.perceived(base, x, key, rho, metrics)
             # Half of the squared error stays at any ρ: with less the light head puts its 4 × 4 grid into smooth areas.
             distortion = (1 - rho / 2) * distortion + rho * self.head_lpips * distance
             metrics["plain_mse"], metrics["sharp_mse"] = _shared(base_mse, 1 - rho), _shared(base_mse, rho)
             metrics["base_lpips"] = _shared(distance, rho)
-        if self.kind not in ("autoencoder", "smoothing"):
-            diffusion, more = self.diffuse(x, key, given)
+        if self.kind not in ("autoencoder", "decoder", "smoothing"):
+            diffusion, more, more_adversarial = self.diffuse(x, key, given)
             # Beside the light head at its full weight: with less, the rate soon outweighs it.
-            distortion = distortion + diffusion
+            distortion, adversarial = distortion + diffusion, adversarial + more_adversarial
             metrics.update(more)
         loss = (balance * (rate + distortion)).mean()
         # s² follows the error of the light head: the maximum of a Gaussian likelihood, touching nothing else.
         fit = 0.5 * (base_mse.detach() / log_variance.exp() + log_variance).mean()
         metrics["loss"] = loss
-        return loss + 0.01 * fit, {name: value.detach() for name, value in metrics.items()}
+        return loss + 0.01 * fit + adversarial, {name: value.detach() for name, value in metrics.items()}
 
     def code(self, x: Tensor, key: Tensor, rows: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Bits (B,) and the latent as it is decoded. Noise for the rate, rounding for the decoder's input."""
@@ -149,8 +157,8 @@ class Objective(nn.Module):
         latent = quantise(y, mean) * (rows @ nets.ladder.log_inverse_gain).exp()[wide]
         return bits, latent.contiguous(memory_format=torch.channels_last)
 
-    def diffuse(self, x: Tensor, key: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
-        """The distortion (B,) of the denoiser's x̂₀, and its parts for the log."""
+    def diffuse(self, x: Tensor, key: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The distortion (B,) of the denoiser's x̂₀, its parts for the log and the adversarial loss."""
         batch, half, own = len(x), len(x) // 2, 3 * len(x) // 4
         u = draws.uniform(key, STREAM_STATE, 3)
         eps = draws.normal(key, STREAM_EPS, x[0].numel()).view_as(x)
@@ -184,10 +192,10 @@ class Objective(nn.Module):
         gain = (base - x)[:half].square().mean() - mse[:half].mean()
         metrics = {"start_gain": gain, "noised_mse": mse[half:own].mean(), "own_mse": mse[own:].mean()}
         if self.lpips is None or self.kind == "joint":
-            return snr_weight * mse, metrics
-        distance = self.distance(x_0, x, key)
-        metrics["lpips"] = distance.mean()
-        return (1 - rho) * snr_weight * mse + rho * self.weights.kappa * distance, metrics
+            return snr_weight * mse, metrics, torch.zeros_like(gain)
+        distance, adversarial = self.perceived(x_0, x, key, rho, metrics)
+        metrics["lpips"] = _shared(distance, rho)
+        return (1 - rho) * snr_weight * mse + rho * self.weights.kappa * distance, metrics, adversarial
 
     def noise(self, x: Tensor, key: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared error of the noise that the denoiser predicts."""
@@ -202,28 +210,22 @@ class Objective(nn.Module):
         loss = (from_x(x_0, "eps", x_t, a) - eps).square().mean()
         return loss, {"loss": loss.detach(), "x_mse": (x_0.detach() - x).square().mean()}
 
-    def distance(self, x_0: Tensor, x: Tensor, key: Tensor) -> Tensor:
-        """LPIPS (B,), both pictures moved by the same 0 to 3 pixels down and right, mirrored, turned by quarters and
-        with their colours exchanged at random (Kettunen et al. 2019, arXiv 1906.03973).
-
-        Its first layers see every second or fourth pixel only: at a fixed place a decoder of 4 × 4 blocks learns to
-        hide its grid from it. What is learned from one network's view of one direction and colour pleases no other.
-        """
+    def perceived(
+        self, picture: Tensor, x: Tensor, key: Tensor, rho: Tensor, metrics: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """LPIPS (B,), 0 where ρ is, and a 0-dim loss by which the critic learns, and the picture from it."""
         assert self.lpips is not None, "asked of perceptual phases only"
-        u = draws.uniform(key, STREAM_VIEW, 8)
-        side = torch.arange(x.shape[2] - SHIFTS + 1, device=x.device)
-        places = side + (u[:, :2] * SHIFTS).long()[:, :, None]
-        down, right = torch.where((u[:, 2:4] < 0.5)[:, :, None], places, places.flip(2)).unbind(1)
-        turned, colours = (u[:, 4] < 0.5)[:, None, None, None], u[:, 5:].argsort(dim=1)
-
-        def seen(picture: Tensor) -> Tensor:
-            rows = picture.gather(2, down[:, None, :, None].expand(-1, 3, -1, picture.shape[3]))
-            piece = rows.gather(3, right[:, None, None, :].expand(-1, 3, rows.shape[2], -1))
-            piece = torch.where(turned, piece.mT, piece)
-            return piece.gather(1, colours[:, :, None, None].expand_as(piece)).to(self.dtype)
-
-        values: Tensor = self.lpips(seen(x_0), seen(x))
-        return values.view(len(x)).float()
+        asked = torch.arange(len(x), device=x.device)
+        if not torch.compiler.is_compiling():  # there shapes must not depend on values
+            asked = asked[(rho > 0) | ((asked == 0) & (rho.sum() == 0))]
+        seen, original = views(picture[asked], x[asked], key[asked], self.dtype)
+        adversarial = torch.zeros_like(rho[0])
+        if self.critic is not None and self.critic_share > 0:
+            seen, judged = Shared.apply(seen, self.critic_share * self.critic.say)
+            decoder, metrics["critic"] = self.critic.losses(judged[::2], original[::2])  # half of them, for speed
+            adversarial = decoder + metrics["critic"]
+        distance = self.lpips(seen, original).view(len(asked)).float()
+        return torch.zeros_like(rho).index_copy(0, asked, distance), adversarial
 
     def draw_rho(self, key: Tensor) -> Tensor:
         """ρ (B,): 0 for two samples in five, its maximum for two, anything between for one; 0 without LPIPS."""
@@ -238,3 +240,26 @@ class Objective(nn.Module):
 def _shared(values: Tensor, shares: Tensor) -> Tensor:
     """The mean of values (B,) weighted by shares (B,)."""
     return (values * shares).sum() / shares.sum().clamp(min=1e-6)
+
+
+def views(picture: Tensor, original: Tensor, key: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Both (B, 3, S, S) as LPIPS gets to see them, (B, 3, S − 3, S − 3): moved by the same 0 to 3 pixels down and
+    right, mirrored, turned by quarters and with their colours exchanged at random (Kettunen et al. 2019, E-LPIPS,
+    arXiv 1906.03973).
+
+    LPIPS's first layers see every second or fourth pixel only: at a fixed place a decoder of 4 × 4 blocks learns to
+    hide its grid from it. What is learned from one network's view of one direction and colour pleases no other.
+    """
+    u = draws.uniform(key, STREAM_VIEW, 8)
+    side = torch.arange(original.shape[2] - SHIFTS + 1, device=original.device)
+    places = side + (u[:, :2] * SHIFTS).long()[:, :, None]
+    down, right = torch.where((u[:, 2:4] < 0.5)[:, :, None], places, places.flip(2)).unbind(1)
+    turned, colours = (u[:, 4] < 0.5)[:, None, None, None], u[:, 5:].argsort(dim=1)
+
+    def seen(whole: Tensor) -> Tensor:
+        rows = whole.gather(2, down[:, None, :, None].expand(-1, 3, -1, whole.shape[3]))
+        piece = rows.gather(3, right[:, None, None, :].expand(-1, 3, rows.shape[2], -1))
+        piece = torch.where(turned, piece.mT, piece)
+        return piece.gather(1, colours[:, :, None, None].expand_as(piece)).to(dtype)
+
+    return seen(picture), seen(original)

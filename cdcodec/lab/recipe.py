@@ -12,7 +12,7 @@ from cdcodec.config import PRESETS, ModelConfig, from_dict
 from cdcodec.errors import TrainingError
 from cdcodec.lab.objective import Phase, Weights
 
-KINDS = ("autoencoder", "joint", "perceptual", "denoiser", "noise", "entropy", "smoothing")
+KINDS = ("autoencoder", "joint", "perceptual", "denoiser", "noise", "entropy", "decoder", "smoothing")
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -20,7 +20,8 @@ FOLDER = Path(__file__).parent / "recipes"
 class Recipe:
     """preset: which architecture. seed: of every random draw and of the initial weights.
 
-    lr_muon, lr_adam, lr_far: peak learning rates (optim.Split). warmup: steps of linear rise in each phase.
+    lr_muon, lr_adam, lr_far: peak learning rates (optim.Split). lr_critic: the critic's, constant.
+    warmup: steps of linear rise in each phase.
     ramp: share of the first phase over which λ rises from zero (0 when training goes on from weights).
     ema: decay of the averaged weights. clip: largest gradient norm. lpips: "squeeze", "alex" or "vgg", the network of
     the perceptual phases.
@@ -31,6 +32,7 @@ class Recipe:
     lr_muon: float = 0.02
     lr_adam: float = 0.001
     lr_far: float = 0.01
+    lr_critic: float = 0.001
     warmup: int = 200
     ramp: float = 0.15
     ema: float = 0.999
@@ -107,6 +109,8 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
                 raise ValueError(f"{recipe.preset} has no filter for a phase of kind 'smoothing' to train")
             if not (phase.rate > 0 and 0 <= phase.decay <= 1):
                 raise ValueError("the rate of a phase must be above 0, its decay from 0 to 1")
+            if not phase.critic >= 0 or (phase.critic and not phase.perceptual):
+                raise ValueError("the critic's share must be 0 or above, and 0 in a phase without LPIPS")
             if phase.steps < 1 or phase.batch < 4 or phase.batch % 4 or phase.crop < 64 or phase.crop % 64:
                 raise ValueError("a phase needs steps ≥ 1, a batch that is a multiple of 4, a crop that is one of 64")
     except (ValueError, TypeError) as error:

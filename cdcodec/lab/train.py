@@ -21,6 +21,7 @@ from cdcodec import files
 from cdcodec.device import pick_device, pick_dtype
 from cdcodec.errors import TrainingError
 from cdcodec.lab import draws
+from cdcodec.lab.critic import Critic
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.log import RunLog
 from cdcodec.lab.metrics import load_lpips
@@ -36,6 +37,7 @@ LOG_EVERY = 50
 TRAINED = {
     "denoiser": ("unet.",),
     "noise": ("unet.",),
+    "decoder": ("synthesis.", "ladder.log_variance"),
     "smoothing": ("synthesis.smoothing.", "ladder.log_variance"),
     "entropy": ("hyper_analysis.", "hyper_synthesis.", "bottleneck."),
 }
@@ -108,6 +110,10 @@ class Trainer:
         self.updating = False  # while True, the state lies between two steps
         self.ramp = True
         self._phase = -1
+        self.critic: Critic | None = None
+        if any(phase.critic for phase in recipe.phases):
+            self.critic = Critic().to(device).to(memory_format=torch.channels_last)
+            self._critic_optimiser = torch.optim.Adam(self.critic.parameters(), recipe.lr_critic, betas=(0.5, 0.95))
         self._lpips: nn.Module | None = None
         if any(phase.perceptual for phase in recipe.phases):
             self._lpips = load_lpips(recipe.lpips, metric_weights)
@@ -124,6 +130,8 @@ class Trainer:
             lpips=self._lpips if phase.perceptual else None,
             kind=phase.kind,
             head_lpips=phase.lpips,
+            critic=self.critic,
+            critic_share=phase.critic,
             weights=self.recipe.weights,
             dtype=self.dtype,
         )
@@ -143,17 +151,21 @@ class Trainer:
         x = self.photographs.crops(key, phase.crop)
         ramp = torch.tensor(self.recipe.ramp_at(self.step_count) if self.ramp else 1.0, device=self.device)
         loss, metrics = self.objective(x, key, ramp)
-        for p in self.parameters:
+        judge = list(self.critic.parameters()) if self.critic is not None else []
+        for p in self.parameters + judge:
             p.grad = None
         loss.backward()
-        active = [p for p in self.parameters if p.grad is not None]
-        self.world.average([p.grad for p in active if p.grad is not None])
-        metrics["gradient"] = self._clip(active)
+        self.world.average([p.grad for p in self.parameters + judge if p.grad is not None])
+        metrics["gradient"] = self._clip([p for p in self.parameters if p.grad is not None])
         self.updating = True
         for optimiser, peak in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = peak * self.recipe.rate_at(self.step_count)
             optimiser.step()
+        if self.critic is not None and phase.critic:
+            self._critic_optimiser.param_groups[0]["lr"] = self.recipe.lr_critic
+            self._critic_optimiser.step()
+            self.critic.age += 1
         self.step_count += 1
         decay = min(self.recipe.ema, (1 + self.step_count) / (10 + self.step_count))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
@@ -183,6 +195,7 @@ class Trainer:
             "parameters": [p.detach() for p in self.parameters],
             "average": self.average,
             "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
+            "critic": self.critic and [self.critic.state_dict(), self._critic_optimiser.state_dict()],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -191,6 +204,9 @@ class Trainer:
             _fill(self.parameters + self.average, state["parameters"] + state["average"])
             for (optimiser, _), moments in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(moments)
+            if self.critic is not None and state.get("critic"):
+                self.critic.load_state_dict(state["critic"][0])
+                self._critic_optimiser.load_state_dict(state["critic"][1])
             self.step_count, self.ramp = int(state["step"]), bool(state["ramp"])
             self.trained = int(state["trained"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
