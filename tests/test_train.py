@@ -32,7 +32,8 @@ from cdcodec.lab.export import export_run
 from cdcodec.lab.objective import Phase
 from cdcodec.lab.optim import orthogonalise
 from cdcodec.lab.recipe import Recipe, load_recipe, parse_recipe
-from cdcodec.lab.train import STATE, Trainer, World, load_state, save_state, train
+from cdcodec.lab.train import STATE, Trainer, load_state, save_state, train
+from cdcodec.lab.world import World
 from cdcodec.weights import about, find, load_model, load_tensors, verify
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from test_train import CPU, RECIPE
 
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.objective import Phase
-from cdcodec.lab.train import Trainer, World
+from cdcodec.lab.train import Trainer
+from cdcodec.lab.world import World
 
 if __name__ == "__main__":
     images, out = map(Path, sys.argv[1:])

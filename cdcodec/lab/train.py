@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from cdcodec.lab.optim import Muon, Split
 from cdcodec.lab.rate import RateModel
 from cdcodec.lab.recipe import Recipe, parse_recipe
 from cdcodec.lab.validate import Validation
+from cdcodec.lab.world import World
 from cdcodec.nets.networks import Networks
 
 STATE, LOG = "state.pt", "log.jsonl"
@@ -42,34 +42,6 @@ TRAINED = {
     "entropy": ("hyper_analysis.", "hyper_synthesis.", "bottleneck."),
 }
 """Kinds of phases that train a part of the parameters, by the beginnings of their names; the rest is frozen then."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Which of how many processes this is."""
-
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def join(cls, device: torch.device) -> World:
-        """Joins the processes torchrun started, if it did."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), dist.get_world_size())
-
-    def average(self, tensors: list[Tensor]) -> None:
-        """Replaces each tensor by its mean over the processes, in one flat exchange."""
-        if self.size == 1 or not tensors:
-            return
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
-        flat /= self.size
-        offset = 0
-        for t in tensors:
-            t.copy_(flat[offset : offset + t.numel()].view_as(t))
-            offset += t.numel()
 
 
 class Trainer:
