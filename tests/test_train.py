@@ -26,7 +26,6 @@ from cdcodec.config import PRESETS
 from cdcodec.errors import ImageError, OutputError, TrainingError, WeightsError
 from cdcodec.lab import draws
 from cdcodec.lab import train as training
-from cdcodec.lab.critic import Critic, Shared
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.export import export_run
 from cdcodec.lab.objective import Phase
@@ -226,39 +225,6 @@ def test_lpips_is_asked_only_where_rho_wants_it(photographs: Path, monkeypatch: 
     assert torch.equal(some, torch.tensor([0.0, 1.0, 0.0, 1.0]))
     none, _ = run.objective.perceived(x, x + 1, key, torch.zeros(4), {})
     assert none.count_nonzero() <= 1
-
-
-def test_a_judge_shares_the_picture_by_the_norm_of_its_gradient() -> None:
-    picture = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    a, b = Shared.apply(picture, torch.tensor(0.5))
-    first, second = torch.randn(2, 2, 3, 4, 4)
-    ((a * first).sum() + 1000 * (b * second).sum()).backward()
-    more = picture.grad - first
-    assert torch.allclose(more.flatten(1).norm(dim=1), 0.5 * first.flatten(1).norm(dim=1), rtol=1e-4)
-    assert (torch.cosine_similarity(more.flatten(1), second.flatten(1)) > 0.9999).all()
-
-
-def test_a_critic_learns_and_nobody_learns_for_the_other() -> None:
-    torch.manual_seed(0)
-    critic = Critic(16)
-    originals = torch.rand(4, 3, 67, 66) * 2 - 1
-    decoded = torch.nn.functional.avg_pool2d(originals, 3, 1, 1).requires_grad_()
-    optimiser = torch.optim.Adam(critic.parameters(), 0.002)
-    seen = []
-    for _ in range(30):
-        optimiser.zero_grad()
-        _, its = critic.losses(decoded, originals)
-        its.backward()
-        seen.append(its.item())
-        optimiser.step()
-    assert seen[0] == pytest.approx(math.log(2), abs=0.3)
-    assert seen[-1] < 0.3
-    assert decoded.grad is None
-    optimiser.zero_grad()
-    critic.losses(decoded, originals)[0].backward()
-    assert decoded.grad is not None
-    assert decoded.grad[:, :, :64, :64].abs().sum() > 0
-    assert all(p.grad is None for p in critic.parameters())
 
 
 def test_a_run_with_a_critic_goes_on_exactly(
