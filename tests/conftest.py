@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from cdcodec.config import PRESETS, ModelConfig
 from cdcodec.weights import Checkpoint, load_model
@@ -64,3 +65,13 @@ def surroundings(tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CDCODEC_WEIGHTS", str(tiny_weights))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("astronaut", "coffee", "chelsea"):
+        Image.fromarray(getattr(data, name)()).resize((160, 128)).save(folder / f"{name}.png")
+    return folder

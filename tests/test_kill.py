@@ -13,7 +13,7 @@ from pathlib import Path
 import kills
 import pytest
 import torch
-from test_train import RECIPE, photographs, trainer  # noqa: F401
+from runs import RECIPE, trainer
 
 import cdcodec
 from cdcodec.errors import TrainingError, WeightsError
@@ -140,7 +140,7 @@ def test_a_read_only_folder(tmp_path):
 # --- a run of training, without processes
 
 
-def test_a_state_that_cannot_be_saved(photographs, tmp_path, monkeypatch):  # noqa: F811
+def test_a_state_that_cannot_be_saved(photographs, tmp_path, monkeypatch):
     state = trainer(photographs).state()
     save_state(tmp_path, state)
 
@@ -155,7 +155,7 @@ def test_a_state_that_cannot_be_saved(photographs, tmp_path, monkeypatch):  # no
     assert load_state(tmp_path)["step"] == 0
 
 
-def test_being_told_to_stop_waits_for_the_end_of_an_update(photographs, tmp_path, monkeypatch):  # noqa: F811
+def test_being_told_to_stop_waits_for_the_end_of_an_update(photographs, tmp_path, monkeypatch):
     whole = trainer(photographs)
     for _ in range(RECIPE.steps):
         whole.step()
@@ -178,7 +178,7 @@ def test_being_told_to_stop_waits_for_the_end_of_an_update(photographs, tmp_path
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_an_update_that_fails_is_not_saved(photographs, tmp_path, monkeypatch):  # noqa: F811
+def test_an_update_that_fails_is_not_saved(photographs, tmp_path, monkeypatch):
     def fails(*arguments):
         raise RuntimeError("out of memory")
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
+from runs import CPU, RECIPE, trainer
 from safetensors.torch import load_file
 
 from cdcodec import codec
@@ -32,29 +31,7 @@ from cdcodec.lab.objective import Phase
 from cdcodec.lab.optim import orthogonalise
 from cdcodec.lab.recipe import Recipe, load_recipe, parse_recipe
 from cdcodec.lab.train import STATE, Trainer, load_state, save_state, train
-from cdcodec.lab.world import World
 from cdcodec.weights import about, find, load_model, load_tensors, verify
-
-CPU = torch.device("cpu")
-RECIPE = Recipe(
-    preset="tiny-x",
-    warmup=1,
-    phases=(Phase("autoencoder", 2, 64, 8), Phase("joint", 2, 64, 8)),
-)
-
-
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from skimage import data
-
-    folder = tmp_path_factory.mktemp("photographs")
-    for name in ("astronaut", "coffee", "chelsea"):
-        Image.fromarray(getattr(data, name)()).resize((160, 128)).save(folder / f"{name}.png")
-    return folder
-
-
-def trainer(folder: Path, recipe: Recipe = RECIPE) -> Trainer:
-    return Trainer(recipe, Photographs(folder, CPU, 64), CPU, World())
 
 
 def test_draws_depend_on_seed_step_and_sample_alone() -> None:
@@ -128,129 +105,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing(photographs: Path, monkey
         run.step()
     assert all(torch.equal(a, b) for a, b in zip(before, run.parameters, strict=True))
     assert run.step_count == 1
-
-
-def changed(run: Trainer) -> set[str]:
-    """Names of the parameters that one step of the run changes."""
-    before = [p.detach().clone() for p in run.parameters]
-    run.step()
-    return {name for name, p, old in zip(run.names, run.parameters, before, strict=True) if not torch.equal(p, old)}
-
-
-def test_a_phase_for_the_entropy_model_leaves_the_rest_alone(photographs: Path) -> None:
-    names = changed(trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("entropy", 2, 64, 8),))))
-    assert {name.split(".")[0] for name in names} == {"hyper_analysis", "hyper_synthesis", "bottleneck"}
-
-
-def test_a_phase_for_the_filter_leaves_the_rest_alone(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "tiny-smooth", dataclasses.replace(PRESETS["tiny-x"], smoothing=True))
-    recipe = dataclasses.replace(RECIPE, preset="tiny-smooth", phases=(Phase("smoothing", 2, 64, 8),))
-    names = changed(trainer(photographs, recipe))
-    assert names == {
-        "synthesis.smoothing.place", "synthesis.smoothing.colours", "synthesis.smoothing.strictness.weight",
-        "synthesis.smoothing.strictness.bias", "ladder.log_variance",
-    }  # fmt: skip
-
-
-def test_a_phase_for_the_decoder_leaves_the_files_alone(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
-    recipe = dataclasses.replace(RECIPE, phases=(Phase("decoder", 2, 64, 8, lpips=0.5, critic=0.3),))
-    names = changed(trainer(photographs, recipe))
-    assert {name.split(".")[0] for name in names} == {"synthesis", "ladder"}
-    assert {name for name in names if name.startswith("ladder")} == {"ladder.log_variance"}
-
-
-class Distance(torch.nn.Module):
-    """Stands in for LPIPS: the mean absolute difference."""
-
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a - b).abs().mean(dim=(1, 2, 3))
-
-
-def test_lpips_reaches_the_light_head_where_rho_asks_for_it(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
-    told = {"synthesis.realism.weight", "synthesis.embed_rho.weight"}
-    for lpips in (0.0, 0.5):
-        run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("autoencoder", 4, 64, 8, lpips=lpips),)))
-        run.step()  # before it the blocks pass no embedding on
-        assert bool(told & changed(run)) == bool(lpips)
-        assert ("base_lpips" in run.step()) == bool(lpips)
-
-
-def every_view(side: int) -> Iterator[tuple[tuple[object, ...], torch.Tensor]]:
-    """How (3, side, side) values may be looked at, and which of them (flat places, in order) are then seen."""
-    values, flips, seen = torch.arange(3 * side**2).view(3, side, side), ((), (1,), (2,), (1, 2)), side - 3
-    for down, right, flipped, turned in itertools.product(range(4), range(4), flips, (False, True)):
-        piece = values[:, down : down + seen, right : right + seen].flip(flipped)
-        for colours in itertools.permutations(range(3)):
-            yield (down, right, flipped, turned, colours), (piece.mT if turned else piece)[list(colours)].reshape(-1)
-
-
-def test_lpips_compares_both_pictures_in_one_view_that_is_drawn_anew(photographs: Path, monkeypatch) -> None:
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    class Seeing(Distance):
-        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            seen.append((a, b))
-            return super().forward(a, b)
-
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Seeing())
-    run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
-    run.step()
-    seen.clear()
-    x, rho = torch.randn(600, 3, 16, 16).requires_grad_(), torch.full((600,), 0.9)
-    distance, _ = run.objective.perceived(x, x.detach() + 1, draws.keys(1, 2, torch.arange(600)), rho, {})
-    distance.sum().backward()
-    (a, b), = seen
-    assert torch.equal(a + 1, b)
-    assert distance.shape == (600,)
-    views, places = zip(*every_view(16), strict=True)
-    drawn = [(of.flatten()[torch.stack(places)] == one.flatten()).all(dim=1) for of, one in zip(x, a, strict=True)]
-    assert all(same.sum() == 1 for same in drawn)
-    names = [views[int(same.int().argmax())] for same in drawn]
-    assert len({name[:2] for name in names}) == 16
-    assert len({name[2:] for name in names}) == 8 * 6
-    assert x.grad is not None
-    assert x.grad.count_nonzero() == a.numel()
-
-
-def test_lpips_is_asked_only_where_rho_wants_it(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
-    run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
-    run.step()
-    x, key = torch.zeros(4, 3, 16, 16), draws.keys(1, 2, torch.arange(4))
-    some, _ = run.objective.perceived(x, x + 1, key, torch.tensor([0.0, 0.9, 0.0, 0.3]), {})
-    assert torch.equal(some, torch.tensor([0.0, 1.0, 0.0, 1.0]))
-    none, _ = run.objective.perceived(x, x + 1, key, torch.zeros(4), {})
-    assert none.count_nonzero() <= 1
-
-
-def test_a_run_with_a_critic_goes_on_exactly(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
-    recipe = dataclasses.replace(RECIPE, phases=(Phase("autoencoder", 4, 64, 8, lpips=0.5, critic=0.3),))
-    whole = trainer(photographs, recipe)
-    for step in range(4):
-        assert whole.step()["critic"] > 0
-        if step == 1:
-            torch.save(whole.state(), tmp_path / STATE)
-    second = trainer(photographs, recipe)
-    second.load(load_state(tmp_path))
-    for _ in range(2):
-        second.step()
-    assert whole.critic is not None
-    assert whole.critic.age == 4
-    ours, theirs = ([*run.parameters, *run.critic.parameters()] for run in (whole, second))
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a, b)
-    plain = dataclasses.replace(recipe, phases=(dataclasses.replace(recipe.phases[0], critic=0.0),))
-    alone = trainer(photographs, plain)
-    for _ in range(4):
-        alone.step()
-    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters, alone.parameters, strict=True))
 
 
 def test_two_processes_have_the_gradients_of_one(photographs: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_train import CPU, RECIPE
+from runs import CPU, RECIPE
 
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.objective import Phase

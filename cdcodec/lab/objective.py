@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdcodec.lab import draws
@@ -22,7 +23,7 @@ from cdcodec.nets.hyperprior import quantise
 from cdcodec.nets.networks import Networks
 
 STREAM_LAMBDA, STREAM_RHO, STREAM_NOISE_Y, STREAM_NOISE_Z, STREAM_EPS, STREAM_STATE = 3, 4, 5, 6, 7, 8
-STREAM_VIEW, SHIFTS = 9, 4
+STREAM_VIEW, SHIFTS, FAR_SIDE = 9, 4, 120
 MSE_WEIGHT, SNR_WEIGHT_MAX = 2.0, 5.0
 
 
@@ -224,8 +225,20 @@ class Objective(nn.Module):
             seen, judged = Shared.apply(seen, self.critic_share * self.critic.say)
             decoder, metrics["critic"] = self.critic.losses(judged[::2], original[::2])  # half of them, for speed
             adversarial = decoder + metrics["critic"]
-        distance = self.lpips(seen, original).view(len(asked)).float()
-        return torch.zeros_like(rho).index_copy(0, asked, distance), adversarial
+        distance = torch.zeros_like(rho).index_copy(0, asked, self.distance(seen, original))
+        return distance, adversarial
+
+    def distance(self, seen: Tensor, original: Tensor) -> Tensor:
+        """LPIPS (B,) of views, every second one at half the resolution, as from twice as far away: what a network sees
+        in one size only, no other network sees. Small views are left as they are."""
+        assert self.lpips is not None, "asked of perceptual phases only"
+        if len(seen) < 2 or seen.shape[2] < FAR_SIDE:
+            return self.lpips(seen, original).view(-1).float()
+        distances = torch.zeros(len(seen), device=seen.device)
+        distances[::2] = self.lpips(seen[::2], original[::2]).view(-1).float()
+        halved = [F.avg_pool2d(pictures[1::2], 2) for pictures in (seen, original)]
+        distances[1::2] = self.lpips(*halved).view(-1).float()
+        return distances
 
     def draw_rho(self, key: Tensor) -> Tensor:
         """ρ (B,): 0 for two samples in five, its maximum for two, anything between for one; 0 without LPIPS."""
