@@ -13,7 +13,7 @@ from pathlib import Path
 import kills
 import pytest
 import torch
-from runs import RECIPE, trainer
+from short_run import RECIPE, trainer
 
 import cdcodec
 from cdcodec.errors import TrainingError, WeightsError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import RECIPE, trainer
+from short_run import RECIPE, trainer
 
 from cdcodec.config import PRESETS
 from cdcodec.lab import draws

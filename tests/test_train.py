@@ -16,8 +16,8 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
-from runs import CPU, RECIPE, trainer
 from safetensors.torch import load_file
+from short_run import CPU, RECIPE, trainer
 
 from cdcodec import codec
 from cdcodec.cli import main

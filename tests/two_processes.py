@@ -1,4 +1,4 @@
-"""One of two processes of test_train: a joint step on its half of the batch; rank 0 saves the shared gradients."""
+"""One of two processes of test_train.py: a joint step on its half of the batch; rank 0 saves the shared gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from runs import CPU, RECIPE
+from short_run import CPU, RECIPE
 
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.objective import Phase

@@ -23,7 +23,8 @@ from cdcodec.nets.hyperprior import quantise
 from cdcodec.nets.networks import Networks
 
 STREAM_LAMBDA, STREAM_RHO, STREAM_NOISE_Y, STREAM_NOISE_Z, STREAM_EPS, STREAM_STATE = 3, 4, 5, 6, 7, 8
-STREAM_VIEW, SHIFTS, FAR_SIDE = 9, 4, 120
+STREAM_VIEW, SHIFTS = 9, 4
+FAR_SIDE = 120  # of views, at least, to be seen at half the resolution too
 MSE_WEIGHT, SNR_WEIGHT_MAX = 2.0, 5.0
 
 
@@ -215,7 +216,6 @@ class Objective(nn.Module):
         self, picture: Tensor, x: Tensor, key: Tensor, rho: Tensor, metrics: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """LPIPS (B,), 0 where ρ is, and a 0-dim loss by which the critic learns, and the picture from it."""
-        assert self.lpips is not None, "asked of perceptual phases only"
         asked = torch.arange(len(x), device=x.device)
         if not torch.compiler.is_compiling():  # there shapes must not depend on values
             asked = asked[(rho > 0) | ((asked == 0) & (rho.sum() == 0))]
@@ -225,8 +225,7 @@ class Objective(nn.Module):
             seen, judged = Shared.apply(seen, self.critic_share * self.critic.say)
             decoder, metrics["critic"] = self.critic.losses(judged[::2], original[::2])  # half of them, for speed
             adversarial = decoder + metrics["critic"]
-        distance = torch.zeros_like(rho).index_copy(0, asked, self.distance(seen, original))
-        return distance, adversarial
+        return torch.zeros_like(rho).index_copy(0, asked, self.distance(seen, original)), adversarial
 
     def distance(self, seen: Tensor, original: Tensor) -> Tensor:
         """LPIPS (B,) of views, every second one at half the resolution, as from twice as far away: what a network sees
