@@ -18,10 +18,23 @@ from cdcodec.lab.train import STATE, Trainer, load_state
 
 
 class Distance(torch.nn.Module):
-    """Stands in for LPIPS: the mean absolute difference."""
+    """Stands in for LPIPS: the mean absolute difference (B, 1, 1, 1). Keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a - b).abs().mean(dim=(1, 2, 3))
+        self.seen.append((a, b))
+        return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+@pytest.fixture(autouse=True)
+def lpips(monkeypatch: pytest.MonkeyPatch) -> Distance:
+    """Instead of LPIPS."""
+    distance = Distance()
+    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: distance)
+    return distance
 
 
 def changed(run: Trainer) -> set[str]:
@@ -46,24 +59,20 @@ def test_a_phase_for_the_filter_leaves_the_rest_alone(photographs: Path, monkeyp
     }  # fmt: skip
 
 
-def test_a_phase_for_the_decoder_leaves_the_files_alone(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
+def test_a_phase_for_the_decoder_leaves_the_files_alone(photographs: Path) -> None:
     recipe = dataclasses.replace(RECIPE, phases=(Phase("decoder", 2, 64, 8, lpips=0.5, critic=0.3),))
     names = changed(trainer(photographs, recipe))
     assert {name.split(".")[0] for name in names} == {"synthesis", "ladder"}
     assert {name for name in names if name.startswith("ladder")} == {"ladder.log_variance"}
 
 
-def test_lpips_reaches_the_light_head_where_rho_asks_for_it(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
+def test_lpips_reaches_the_light_head_where_rho_asks_for_it(photographs: Path) -> None:
     told = {"synthesis.realism.weight", "synthesis.embed_rho.weight"}
-    for lpips in (0.0, 0.5):
-        run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("autoencoder", 4, 64, 8, lpips=lpips),)))
+    for kappa in (0.0, 0.5):
+        run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("autoencoder", 4, 64, 8, lpips=kappa),)))
         run.step()  # before it the blocks pass no embedding on
-        assert bool(told & changed(run)) == bool(lpips)
-        assert ("base_lpips" in run.step()) == bool(lpips)
+        assert bool(told & changed(run)) == bool(kappa)
+        assert ("base_lpips" in run.step()) == bool(kappa)
 
 
 def every_view(side: int) -> Iterator[tuple[tuple[object, ...], torch.Tensor]]:
@@ -75,22 +84,14 @@ def every_view(side: int) -> Iterator[tuple[tuple[object, ...], torch.Tensor]]:
             yield (down, right, flipped, turned, colours), (piece.mT if turned else piece)[list(colours)].reshape(-1)
 
 
-def test_lpips_compares_both_pictures_in_one_view_that_is_drawn_anew(photographs: Path, monkeypatch) -> None:
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    class Seeing(Distance):
-        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            seen.append((a, b))
-            return super().forward(a, b)
-
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Seeing())
+def test_lpips_compares_both_pictures_in_one_view_that_is_drawn_anew(photographs: Path, lpips: Distance) -> None:
     run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
     run.step()
-    seen.clear()
+    lpips.seen.clear()
     x, rho = torch.randn(600, 3, 16, 16).requires_grad_(), torch.full((600,), 0.9)
     distance, _ = run.objective.perceived(x, x.detach() + 1, draws.keys(1, 2, torch.arange(600)), rho, {})
     distance.sum().backward()
-    (a, b), = seen
+    ((a, b),) = lpips.seen
     assert torch.equal(a + 1, b)
     assert distance.shape == (600,)
     views, places = zip(*every_view(16), strict=True)
@@ -103,27 +104,17 @@ def test_lpips_compares_both_pictures_in_one_view_that_is_drawn_anew(photographs
     assert x.grad.count_nonzero() == a.numel()
 
 
-def test_every_second_picture_is_seen_from_twice_as_far_away(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    class Seeing(Distance):
-        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            seen.append((a, b))
-            return super().forward(a, b).view(-1, 1, 1, 1)  # as LPIPS has it
-
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Seeing())
+def test_every_second_picture_is_seen_from_twice_as_far_away(photographs: Path, lpips: Distance) -> None:
     run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
     run.step()
-    seen.clear()
+    lpips.seen.clear()
     a, b = (torch.randn(3, 3, 125, 125, requires_grad=True) for _ in range(2))
     distance = run.objective.distance(a, b)
-    assert [x.shape for pair in seen for x in pair] == [(2, 3, 125, 125)] * 2 + [(1, 3, 62, 62)] * 2
-    for whole, half in zip((a, b), seen[1], strict=True):
+    assert [x.shape for pair in lpips.seen for x in pair] == [(2, 3, 125, 125)] * 2 + [(1, 3, 62, 62)] * 2
+    for whole, half in zip((a, b), lpips.seen[1], strict=True):
         fours = whole[1, :, :124, :124].unfold(1, 2, 2).unfold(2, 2, 2)
         assert torch.allclose(half[0], fours.mean(dim=(3, 4)), atol=1e-6)
-    apart = [(x - y).abs().mean(dim=(1, 2, 3)) for x, y in seen]
+    apart = [(x - y).abs().mean(dim=(1, 2, 3)) for x, y in lpips.seen]
     assert torch.equal(distance, torch.stack((apart[0][0], apart[1][0], apart[0][1])))
     distance.sum().backward()
     assert a.grad is not None
@@ -132,8 +123,7 @@ def test_every_second_picture_is_seen_from_twice_as_far_away(
         assert torch.allclose(run.objective.distance(few, few + 1), torch.ones(len(few)))
 
 
-def test_lpips_is_asked_only_where_rho_wants_it(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
+def test_lpips_is_asked_only_where_rho_wants_it(photographs: Path) -> None:
     run = trainer(photographs, dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),)))
     run.step()
     x, key = torch.zeros(4, 3, 16, 16), draws.keys(1, 2, torch.arange(4))
@@ -143,10 +133,7 @@ def test_lpips_is_asked_only_where_rho_wants_it(photographs: Path, monkeypatch: 
     assert none.count_nonzero() <= 1
 
 
-def test_a_run_with_a_critic_goes_on_exactly(
-    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: Distance())
+def test_a_run_with_a_critic_goes_on_exactly(photographs: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, phases=(Phase("autoencoder", 4, 64, 8, lpips=0.5, critic=0.3),))
     whole = trainer(photographs, recipe)
     for step in range(4):
