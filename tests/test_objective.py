@@ -13,7 +13,7 @@ from short_run import RECIPE, trainer
 
 from cdcodec.config import PRESETS
 from cdcodec.lab import draws
-from cdcodec.lab.objective import Phase
+from cdcodec.lab.objective import Phase, Weights, repeating
 from cdcodec.lab.train import STATE, Trainer, load_state
 
 
@@ -121,6 +121,33 @@ def test_every_second_picture_is_seen_from_twice_as_far_away(photographs: Path, 
     assert all(one.abs().max() > 0 for one in a.grad)
     for few in (a[:1], a[:, :, :60, :60]):
         assert torch.allclose(run.objective.distance(few, few + 1), torch.ones(len(few)))
+
+
+def test_of_an_error_only_what_hangs_on_the_grid_repeats() -> None:
+    torch.manual_seed(1)
+    noise = torch.randn(64, 3, 192, 192)
+    assert repeating(noise, 16).mean().abs() < 1e-4
+    pattern = torch.randn(64, 3, 16, 16)
+    lattice = pattern.repeat(1, 1, 12, 12)
+    found, whole = repeating(lattice + noise, 16), pattern.square().mean(dim=(1, 2, 3))
+    assert torch.allclose(found, whole, rtol=0.1)
+    # Windows of 128 pixels are judged one by one: what changes its sign between them repeats all the same.
+    signs = torch.tensor([1.0, -1.0]).repeat_interleave(128)
+    wide = pattern.repeat(1, 1, 16, 16) * signs * signs[:, None]
+    assert torch.allclose(repeating(wide, 16), whole, rtol=1e-4)
+
+
+def test_what_repeats_counts_for_more(photographs: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, phases=(Phase("denoiser", 1, 64, 8),), weights=Weights(lattice=30.0))
+    run = trainer(photographs, recipe)
+    metrics = run.step()
+    assert {"base_lattice", "lattice"} <= set(metrics)
+    error, seen = torch.randn(8, 3, 64, 64), {}
+    mse = error.square().mean(dim=(1, 2, 3))
+    assert torch.allclose(run.objective.counted(error, mse, seen, "share"), mse + 30 * repeating(error, 16))
+    assert torch.allclose(seen["share"], repeating(error, 16).sum() / mse.sum())
+    plain = trainer(photographs, dataclasses.replace(recipe, weights=Weights()))
+    assert not {"base_lattice", "lattice"} & set(plain.step())
 
 
 def test_lpips_is_asked_only_where_rho_wants_it(photographs: Path) -> None:

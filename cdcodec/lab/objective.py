@@ -24,6 +24,7 @@ from cdcodec.nets.networks import Networks
 
 STREAM_LAMBDA, STREAM_RHO, STREAM_NOISE_Y, STREAM_NOISE_Z, STREAM_EPS, STREAM_STATE = 3, 4, 5, 6, 7, 8
 STREAM_VIEW, SHIFTS = 9, 4
+ALIKE = 8
 FAR_SIDE = 120  # of views, at least, to be seen at half the resolution too
 MSE_WEIGHT, SNR_WEIGHT_MAX = 2.0, 5.0
 
@@ -63,12 +64,14 @@ class Phase:
 class Weights:
     """Constants of the objective.
 
-    λ_eff = lambda_scale·λ^lambda_power multiplies the rate; kappa balances LPIPS against the squared error.
+    λ_eff = lambda_scale·λ^lambda_power multiplies the rate; kappa balances LPIPS against the squared error; lattice is
+    how much more than the rest of the squared error the part that repeats counts (`repeating`).
     """
 
     lambda_scale: float = 1.0
     lambda_power: float = 1.0
     kappa: float = 0.0625
+    lattice: float = 0.0
 
 
 class Given(NamedTuple):
@@ -128,7 +131,7 @@ class Objective(nn.Module):
         base_mse = (base - x).square().mean(dim=(1, 2, 3))
         metrics = {"bpp": bpp.mean(), "base_mse": base_mse.mean()}
         adversarial = torch.zeros_like(base_mse[0])
-        distortion = MSE_WEIGHT * base_mse
+        distortion = MSE_WEIGHT * self.counted(base - x, base_mse, metrics, "base_lattice")
         if self.lpips is not None and self.head_lpips:
             distance, adversarial = self.perceived(base, x, key, rho, metrics)
             # Half of the squared error stays at any ρ: with less the light head puts its 4 × 4 grid into smooth areas.
@@ -193,6 +196,7 @@ class Objective(nn.Module):
         # Against the light head on the same samples: above 0, the denoiser is worth its time.
         gain = (base - x)[:half].square().mean() - mse[:half].mean()
         metrics = {"start_gain": gain, "noised_mse": mse[half:own].mean(), "own_mse": mse[own:].mean()}
+        mse = self.counted(x_0 - x, mse, metrics, "lattice")
         if self.lpips is None or self.kind == "joint":
             return snr_weight * mse, metrics, torch.zeros_like(gain)
         distance, adversarial = self.perceived(x_0, x, key, rho, metrics)
@@ -211,6 +215,14 @@ class Objective(nn.Module):
         x_0 = self.networks.predict(x_t, alpha_bar, base, variance, condition, rho, contributions, self.dtype)
         loss = (from_x(x_0, "eps", x_t, a) - eps).square().mean()
         return loss, {"loss": loss.detach(), "x_mse": (x_0.detach() - x).square().mean()}
+
+    def counted(self, error: Tensor, mse: Tensor, metrics: dict[str, Tensor], name: str) -> Tensor:
+        """The mean squared error (B,) with what of it repeats at its weight; its share of the whole goes to the log."""
+        if not self.weights.lattice:
+            return mse
+        lattice = repeating(error, self.networks.config.stride)
+        metrics[name] = lattice.sum() / mse.sum()
+        return mse + self.weights.lattice * lattice
 
     def perceived(
         self, picture: Tensor, x: Tensor, key: Tensor, rho: Tensor, metrics: dict[str, Tensor]
@@ -247,6 +259,19 @@ class Objective(nn.Module):
         top = self.networks.config.rho_max
         between = torch.where(u[:, 0] < 0.8, torch.full_like(u[:, 1], top), u[:, 1] * top)
         return torch.where(u[:, 0] < 0.4, torch.zeros_like(between), between)
+
+
+def repeating(error: Tensor, stride: int) -> Tensor:
+    """How much (B,) of the mean squared error (B, 3, S, S) repeats from each position of y to the next, in windows of
+    ALIKE² positions: an estimate that is 0 on average for errors that know nothing of the grid, and may be below.
+
+    LPIPS wants fine texture, and what a network without noise makes most easily is a lattice that hangs on its grid, of
+    periods of 2 to `stride` pixels: little squared error, but plain to see in smooth areas.
+    """
+    positions = F.pixel_unshuffle(error, stride)
+    side = positions.shape[2] // max(1, positions.shape[2] // ALIKE)
+    alike = F.avg_pool2d(positions, side).square().mean(dim=(1, 2, 3))
+    return (side**2 * alike - error.square().mean(dim=(1, 2, 3))) / (side**2 - 1)
 
 
 def _shared(values: Tensor, shares: Tensor) -> Tensor:
