@@ -15,20 +15,26 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: CUDA where there is one. Raises WeightsError where what was asked for is not there."""
+    """auto: CUDA where there is one. Raises WeightsError where what was asked for is not there, ValueError for what
+    is neither auto, cpu nor cuda."""
     import torch
 
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, not {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise WeightsError("no CUDA device is available; use --device cpu")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the device has matrix units or instructions for it, else float32."""
+    """auto: bfloat16 where the device has matrix units or instructions for it, else float32. Raises ValueError."""
     import torch
 
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if precision in named:
+        return named[precision]
     if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+        raise ValueError(f"precision must be auto, float32 or bfloat16, not {precision!r}")
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

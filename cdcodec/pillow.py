@@ -57,7 +57,7 @@ class CdcImageFile(ImageFile.ImageFile):
             metadata.attach(self, chunks)
 
     def load(self) -> Any:
-        """Decode the picture unless that was done. Raises CdcFileError, WeightsError."""
+        """Decode the picture unless that was done. Raises CdcFileError, SettingError, WeightsError."""
         if self._coded is not None:
             decoded = _checked(cdcodec.decode, self._whole(), **dict(self.settings))
             self._coded = None

@@ -41,12 +41,18 @@ class Target:
     """What is wished of every picture.
 
     kind: "size" (bytes of the whole file, at most), "bpp" (likewise, bits per pixel), "psnr" (dB, at least) or
-    "lpips" (at most). value: finite and above 0. measure: of the last two kinds.
+    "lpips" (at most). value: finite and above 0. measure: of LPIPS, which has none of its own. Else ValueError.
     """
 
     kind: str
     value: float
     measure: Measure | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("size", "bpp", "psnr", "lpips") or not 0 < self.value < math.inf:
+            raise ValueError(f"a target is a size, bpp, psnr or lpips above 0, not {self.kind} {self.value}")
+        if self.kind == "lpips" and self.measure is None:
+            raise ValueError("a target of LPIPS needs the measure that takes it")
 
 
 @dataclass(frozen=True)

@@ -125,11 +125,12 @@ def read_metadata(path: Path) -> dict[str, str]:
             metadata = json.loads(file.read(length))["__metadata__"]
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error):
         raise WeightsError(f"{path} is not a cdcodec checkpoint in safetensors format") from None
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    stated = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    if not stated or metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} is not a cdcodec checkpoint of format {FORMAT}")
-    return metadata
+    return dict(metadata)
 
 
 def list_checkpoints(root: Path) -> list[CheckpointInfo]:
@@ -248,7 +249,7 @@ def load_model(
     (see `find`); without any of these the weights that ship. device: auto, cpu or cuda. precision: auto, float32 or
     bfloat16, of the networks; the bits never depend on it. tile: work in tiles of this side, at least 512 pixels, for
     less memory; "auto" for large pictures only, "off" never; with paper-x and paper-eps an approximation that may
-    show. compile: the denoiser by torch.compile. Raises WeightsError; ValueError for another tile.
+    show. compile: the denoiser by torch.compile. Raises WeightsError; ValueError for another tile, device or precision.
     """
     tensors = load_tensors(root, checkpoint=checkpoint, **which)
     loaded = assemble(*tensors, device, precision, tile=tile, compile=compile)
@@ -324,7 +325,10 @@ def load_tensors(
         metadata, tensors = _read_base(folder)
         config = _config(folder / BASE, metadata, list(rungs))
         for name in LADDER_TENSORS:
-            tensors[f"ladder.{name}"] = torch.stack([rung[name] for rung in rungs.values()])
+            values = [rung[name] for rung in rungs.values()]
+            if len({value.shape for value in values}) > 1:
+                raise WeightsError(f"the λ of {folder} do not fit together: their {name} differ in shape")
+            tensors[f"ladder.{name}"] = torch.stack(values)
         tensors["ladder.log_lambda"] = torch.tensor(list(rungs), dtype=torch.float64).log().float()
     integers = {name: tensors.pop(name) for name in bitstream_names(list(tensors))}
     return tensors, integers, config
@@ -381,7 +385,7 @@ def _read_rung(path: Path, base_hash: str) -> tuple[float, dict[str, torch.Tenso
         raise WeightsError(f"{path.name} belongs to another {BASE} than the one beside it; install the weights anew")
     if set(tensors) != set(LADDER_TENSORS):
         raise WeightsError(f"{path.name} does not hold exactly {', '.join(LADDER_TENSORS)}")
-    return float(metadata["lambda"]), tensors
+    return _info(path).lam, tensors
 
 
 def _config(path: Path, metadata: dict[str, str], ladder: list[float] | None) -> ModelConfig:
@@ -391,5 +395,5 @@ def _config(path: Path, metadata: dict[str, str], ladder: list[float] | None) ->
         if ladder is not None:
             values["ladder"] = ladder
         return ModelConfig.from_json(json.dumps(values))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path.name} does not say what architecture it is: {error}") from None

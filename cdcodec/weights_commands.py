@@ -41,25 +41,25 @@ def weights_verify(weights: Path | None) -> int:
     return 0 if all(verdict == "ok" for _, verdict in results) else 1
 
 
-def _import_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def _import_options(which: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return together(
         click.option("-o", "--output", "root", metavar="DIR", type=FOLDER,
                      help="Folder of weights to add to. [default: $CDCODEC_WEIGHTS, else those that ship]"),
         click.option("--lambda", "lam", metavar="FLOAT", type=click.FloatRange(min=0, min_open=True), callback=finite,
-                     help="The λ it was trained with. [default: as its name says]"),
+                     help=f"The λ {which}"),
         click.option("--rho", metavar="FLOAT", type=click.FloatRange(0, 1), callback=finite,
-                     help="The ρ it was trained with. [default: as its name says]"),
+                     help=f"The ρ {which}"),
         click.option("--force", is_flag=True, help="Replace checkpoints that exist."),
-    )(command)  # fmt: skip
+    )  # fmt: skip
 
 
 @weights_group.command("import")
 @click.argument("paths", metavar="FILE.pt...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_import_options
+@_import_options("it was trained with. [default: as its name says]")
 def weights_import(paths: tuple[Path, ...], root: Path | None, **options: Any) -> None:
     """Turn checkpoints of the paper's authors into paper-x and paper-eps.
 
-    --lambda and --rho say what a file was trained with, where its name does not.
+    --lambda and --rho say what a file was trained with, whatever its name says.
     """
     from cdcodec import weights as store
     from cdcodec.lab import authors
@@ -71,11 +71,11 @@ def weights_import(paths: tuple[Path, ...], root: Path | None, **options: Any) -
 
 @weights_group.command("fetch")
 @click.argument("preset", type=click.Choice(["paper-x", "paper-eps"]))
-@_import_options
+@_import_options("of those to take. [default: all]")
 def weights_fetch(preset: str, root: Path | None, **options: Any) -> None:
     """Download the checkpoints of the paper's authors from Hugging Face and import them.
 
-    --lambda and --rho take only those. What is there already is passed over.
+    What is there already is passed over.
     """
     from cdcodec import weights as store
     from cdcodec.lab import authors

@@ -313,7 +313,9 @@ def test_eval_refuses_a_folder_with_results(request_for, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(("--metrics", "psnr,vmaf"), "'vmaf' is not one of psnr"), (("--steps", "1,x"), "not a list of numbers"),
+    [(("--metrics", "psnr,vmaf"), "'vmaf' is not one of psnr"), (("--metrics", "none"), "'none' is not one of psnr"),
+     (("--peers", "jpeg", "--anchor", "jpg"), "no codec jpg to compare with; there are compact-x"),
+     (("--model", "none", "--peers", "none"), "no codec to measure"), (("--steps", "1,x"), "not a list of numbers"),
      (("--rho", "0.95"), "between 0 and 0.9"), (("--gamma", "nan"), "between 0"), (("--peers", "png"), "not one of"),
      (("--peer", "x=y"), "not of the form"), (("--lambda", "9"), "outside the ladder")],
 )  # fmt: skip
@@ -321,6 +323,12 @@ def test_eval_refuses_wrong_options(request_for, words, message):
     request = request_for()
     done = invoke(eval_command, request.folder, "-o", request.out, "--weights", request.weights, *words)
     assert message in getattr(done.exception, "message", str(done.exception))
+
+
+def test_compare_names_a_picture_that_cannot_be_read(folder, request_for):
+    request_for()
+    done = invoke(compare_command, folder, folder, "--metrics", "psnr")
+    assert str(done.exception).startswith(f"{folder / 'broken.png'}: ")
 
 
 def test_compare_pictures_and_folders(folder, tmp_path, request_for):

@@ -96,6 +96,12 @@ def test_any_curve_keeps_the_limit():
         assert hit.encodes <= 4
 
 
+@pytest.mark.parametrize(("kind", "value"), [("lpips", 0.2), ("ssim", 0.9), ("size", 0), ("bpp", math.inf)])
+def test_targets_that_make_no_sense_are_refused(kind: str, value: float) -> None:
+    with pytest.raises(ValueError, match="target"):
+        Target(kind, value)
+
+
 @pytest.mark.parametrize(("kind", "low", "high"), [("psnr", 22, 33), ("lpips", 0.08, 0.45)])
 def test_qualities_are_met(kind, low, high):
     for seed in range(100):
@@ -116,7 +122,7 @@ def test_qualities_are_met(kind, low, high):
 
         wished = float(random.uniform(low, high))
         ends = sorted((quality(LADDER[0]), quality(LADDER[-1])))
-        goal = Target(kind, wished)
+        goal = Target(kind, wished, measure=target.psnr)  # to_quality has its judge
         reachable = ends[1] >= wished if kind == "psnr" else ends[0] <= wished
         if not reachable:
             with pytest.raises(TargetError, match="out of reach"):

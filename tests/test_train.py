@@ -27,7 +27,7 @@ from cdcodec.lab import draws
 from cdcodec.lab import train as training
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.export import export_run
-from cdcodec.lab.objective import Phase
+from cdcodec.lab.objective import Phase, Weights
 from cdcodec.lab.optim import orthogonalise
 from cdcodec.lab.recipe import Recipe, load_recipe, parse_recipe
 from cdcodec.lab.train import STATE, Trainer, load_state, save_state, train
@@ -172,12 +172,14 @@ def test_another_denoiser_for_the_same_files(
     last = json.loads((tmp_path / "cli" / "log.jsonl").read_text().splitlines()[-1])
     assert all(math.isfinite(value) for row in last["validation"] for value in row.values())
 
-    run = trainer(photographs, Recipe(preset="tiny-eps", warmup=1, lr_adam=0.01, phases=(Phase("noise", 20, 64, 8),)))
+    noise = Recipe(preset="tiny-eps", warmup=1, lr_adam=0.01, phases=(Phase("noise", 20, 64, 8),))
+    run = trainer(photographs, dataclasses.replace(noise, weights=Weights(lambda_scale=2.0)))
     run.start_from(floats)
     losses = [run.step()["loss"].item() for _ in range(20)]
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     save_run(run, tmp_path / "eps", root)
     stored = load_file(root / "tiny-eps" / "base.safetensors")
+    assert about(root, preset="tiny-eps")["lambda_eff"] == "1*lambda^1"  # of the files, not of its own recipe
     assert {name.split(".")[0] for name in stored} == {"unet"}
     both, same, config = load_tensors(root, preset="tiny-eps")
     assert config == small
@@ -197,7 +199,9 @@ def test_another_denoiser_for_the_same_files(
         load_tensors(root, preset="tiny-eps")
 
 
-def test_export_replaces_weights_by_force_only_and_when_all_is_made(photographs: Path, tmp_path: Path) -> None:
+def test_export_replaces_weights_by_force_only_and_when_all_is_made(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, root = trainer(photographs), tmp_path / "weights"
     save_run(run, tmp_path / "run", root)
     before = {path: path.read_bytes() for path in (root / "tiny-x").iterdir()}
@@ -214,6 +218,19 @@ def test_export_replaces_weights_by_force_only_and_when_all_is_made(photographs:
     written = export_run(tmp_path / "run", root, force=True)
     assert {path.name for path in written} == {path.name for path in before} | {"NOTES"}
     assert about(root, preset="tiny-x")["steps"] == "1"
+    assert [path.name for path in root.iterdir()] == ["tiny-x"]
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if target == root / "tiny-x" and path.name != "before":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_run(tmp_path / "run", root, force=True)
+    assert {path.name for path in (root / "tiny-x").iterdir()} == {path.name for path in written}
     assert [path.name for path in root.iterdir()] == ["tiny-x"]
     state = run.state() | {"average": [value[:1] for value in run.average]}
     save_state(tmp_path / "run", state)
@@ -242,6 +259,15 @@ def save_run(run: Trainer, folder: Path, root: Path) -> None:
     [
         ("lr = 1", "no field lr"),
         ("preset = 'papier'\n[[phase]]\nsteps = 1", "unknown preset"),
+        ("preset = 'paper-x'\n[[phase]]\nsteps = 1", "unknown preset"),
+        ("lpips = 'resnet'\n[[phase]]\nsteps = 1", "lpips must be one of alex, squeeze, vgg"),
+        ("lr_adam = 0\n[[phase]]\nsteps = 1", "above 0"),
+        ("clip = inf\n[[phase]]\nsteps = 1", "above 0"),
+        ("ema = 1.0\n[[phase]]\nsteps = 1", "ema must be"),
+        ("ramp = -1.0\n[[phase]]\nsteps = 1", "ramp from 0 to 1"),
+        ("[[phase]]\nsteps = 1\n[weights]\nlambda_scale = 0", "lambda_scale must be"),
+        ("[[phase]]\nsteps = 1\n[weights]\nlattice = -1", "kappa and lattice"),
+        ("[[phase]]\nlpips = -0.5", "weight of LPIPS"),
         ("", "no \\[\\[phase\\]\\]"),
         ("[[phase]]\nkind = 'magic'", "unknown kind"),
         ("[[phase]]\nkind = 'noise'", "does not train"),
@@ -285,4 +311,7 @@ def test_what_cannot_be_trained_on_is_said(photographs: Path, tmp_path: Path) ->
         train(photographs, tmp_path / "run", None)
     (tmp_path / "run" / STATE).write_bytes(b"nonsense")
     with pytest.raises(TrainingError, match="cannot be read"):
+        train(photographs, tmp_path / "run", RECIPE)
+    torch.save({"recipe": {}, "step": 1}, tmp_path / "run" / STATE)
+    with pytest.raises(TrainingError, match="is not the state of a training run: it has no average"):
         train(photographs, tmp_path / "run", RECIPE)

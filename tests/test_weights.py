@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,7 +64,8 @@ def test_configs_go_to_json_and_back() -> None:
     kinds = ('{"latent": "many"}', '{"more": 1}', "[]", '{"blocks": 3}', '{"clamp": 1}', '{"ladder": ["a"]}')
     ranges = ('{"ladder": []}', '{"ladder": [2.0, 1.0]}', '{"fraction_bits": 16}', '{"unshuffle": 0}',
               '{"unet_depth": 999}', '{"embedding": 10000000}', '{"unet_widths": []}', '{"hyper_widths": [8]}',
-              '{"blocks": "toy"}', '{"density_weights": [0.5, 0.5]}', '{"density_scales": [0.0]}',
+              '{"stride": 32, "padding": 32}', '{"analysis_widths": [8, 8]}', '{"blocks": "toy"}',
+              '{"density_weights": [0.5, 0.5]}', '{"density_scales": [0.0]}',
               '{"density_weights": [0.7, 0.7], "density_scales": [1.0, 1.0]}')  # fmt: skip
     for wrong in (*kinds, *ranges):
         with pytest.raises(ValueError, match="ModelConfig"):
@@ -177,6 +179,27 @@ def test_a_rung_that_does_not_say_what_it_is_is_refused(root: Path, change: dict
     refuses(root, "does not say what it is")
 
 
+def test_verify_goes_on_behind_a_rung_that_does_not_say_what_it_is(root: Path) -> None:
+    rewrite(root / RUNG, **{"lambda": "much"})
+    verdicts = {path.name: verdict for path, verdict in weights.verify(root)}
+    assert "does not say what it is" in verdicts.pop(Path(RUNG).name)
+    assert set(verdicts.values()) == {"ok"}
+    assert len(verdicts) == len(list((root / "compact-x").iterdir())) - 1
+
+
+def test_rungs_of_different_shapes_are_refused(root: Path) -> None:
+    tensors = load_file(root / RUNG)
+    rewrite(root / RUNG, {**tensors, "log_gain": torch.zeros(3)})
+    refuses(root, "do not fit together: their log_gain differ in shape")
+
+
+@pytest.mark.parametrize("stated", ['{"format": ["x"]}', '{"lambda": []}', "[" * 100_000 + "]" * 100_000])
+def test_metadata_that_is_no_text_is_refused(root: Path, stated: str) -> None:
+    header = f'{{"__metadata__": {stated}}}'.encode()
+    (root / RUNG).write_bytes(struct.pack("<Q", len(header)) + header)
+    refuses(root, "not a cdcodec checkpoint")
+
+
 class Malice:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -212,6 +235,12 @@ def test_a_failed_or_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatc
                 weights.save({"a": torch.zeros(9)}, target, {"format": weights.FORMAT})
         assert [path.name for path in target.parent.iterdir()] == ["x.safetensors"]
         assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [{"device": "cuda:1"}, {"device": "mps"}, {"precision": "bf16"}, {"tile": 100}])
+def test_settings_that_do_not_exist_are_refused(tiny_weights: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be auto"):
+        load_model(tiny_weights, **{"device": "cpu", **wrong})
 
 
 def test_interpolation_between_rungs(tiny: Checkpoint) -> None:

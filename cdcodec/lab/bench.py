@@ -115,8 +115,8 @@ def main(*, path: Path | None, lam: float, preset: str, times: int, weights: Pat
     keep_freed_memory()  # as the commands do
     if threads:
         torch.set_num_threads(threads)
-    pixels = picture(*SIZE) if path is None else image.read(path, strip=True).pixels
     try:
+        pixels = picture(*SIZE) if path is None else image.read(path, strip=True).pixels
         model = store.load_model(weights, preset=preset, device=device, precision=precision)
         click.echo(machine(model.model.device.type))
         click.echo(f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {preset}, {model.model.dtype}, medians of {times}")

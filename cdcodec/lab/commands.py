@@ -39,11 +39,12 @@ def numbers(kind: type[int] | type[float], low: float = 0, high: float = float("
     return parse
 
 
-def words(known: tuple[str, ...]) -> Callable[..., Any]:
-    """A click callback: "a,b" -> ("a", "b"), each of the known words; "all" and "none"; None if not given."""
+def words(known: tuple[str, ...], *, none: bool = True) -> Callable[..., Any]:
+    """A click callback: "a,b" -> ("a", "b"), each of the known words; "all", and "none" where that makes sense; None if
+    not given."""
 
     def parse(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
-        if text is None or text in ("all", "none"):
+        if text is None or text == "all" or (text == "none" and none):
             return {None: None, "all": known, "none": ()}[text]
         values = tuple(part.strip() for part in text.split(",") if part.strip())
         for value in values:
@@ -55,7 +56,7 @@ def words(known: tuple[str, ...]) -> Callable[..., Any]:
 
 
 metrics_options = (
-    click.option("--metrics", "measures", metavar="LIST", callback=words(MEASURES),
+    click.option("--metrics", "measures", metavar="LIST", callback=words(MEASURES, none=False),
                  help=f"Some of {', '.join(MEASURES)}; or all."),
     click.option("--metric-weights", metavar="DIR", type=FOLDER,
                  help="Folder of the measures' networks. [default: $CDCODEC_METRIC_WEIGHTS, else torch's cache]"),
@@ -120,6 +121,7 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
             prepared = plan.prepare(request)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
+        report.check_anchor(prepared.plan, anchor)
         for line in (*prepared.missing, *prepared.broken):
             evaluate.say(f"cdcodec: note: {line}")
         request.out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from cdcodec import image
 from cdcodec.errors import CdcodecError
+from cdcodec.lab.data import read_named
 from cdcodec.lab.metrics import OF_SETS, Judge
 
 Values = dict[str, float | None]
@@ -35,7 +36,7 @@ def unmatched(a: Path, b: Path) -> list[str]:
 def compare(a: Path, b: Path, judge: Judge) -> Iterator[tuple[str, Values]]:
     """(name, measures) of each pair. Raises CdcodecError."""
     for name, one, two in pairs(a, b):
-        first, second = image.read(one, strip=True).pixels, image.read(two, strip=True).pixels
+        first, second = read_named(one), read_named(two)
         if first.shape != second.shape:
             sizes = " and ".join(f"{p.shape[1]} x {p.shape[0]}" for p in (first, second))
             raise CdcodecError(f"{name}: the pictures have different sizes, {sizes}")
@@ -50,7 +51,7 @@ def of_sets(a: Path, b: Path, names: Collection[str], folder: Path | None, devic
     sides = []
     for side in (a, b):
         paths = sorted(_stems(side).values()) if side.is_dir() else [side]
-        parts = [fid.features(extractor, image.read(path, strip=True).pixels) for path in paths]
+        parts = [fid.features(extractor, read_named(path)) for path in paths]
         sides.append([part for part in parts if len(part)])
     if any(sum(map(len, side)) < 2 for side in sides):
         return dict.fromkeys(names)

@@ -54,7 +54,7 @@ def main(photo: Path | None, out: Path, weights: Path | None) -> None:
     """Code PHOTO (default: a cup of coffee from scikit-image) at three lambda."""
     try:
         run(photo, out, weights)
-    except CdcodecError as error:
+    except (CdcodecError, OSError) as error:
         raise click.ClickException(str(error)) from None
 
 

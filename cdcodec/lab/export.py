@@ -69,11 +69,22 @@ def export_run(run: Path, out: Path, photographs: Path | None = None, *, force: 
                 write_checkpoints(networks, rate, made, about, bpp)
             if (out / preset).exists():
                 shutil.copytree(out / preset, made, ignore=shutil.ignore_patterns(*OURS), dirs_exist_ok=True)
-                (out / preset).rename(Path(scratch) / "before")
-            made.rename(out / preset)
+            _exchange(made, out / preset, Path(scratch) / "before")
     except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror}") from None
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
     return sorted((out / preset).iterdir())
+
+
+def _exchange(made: Path, place: Path, aside: Path) -> None:
+    """Moves a folder to its place, and what is there aside; back again if that fails."""
+    if place.exists():
+        place.rename(aside)
+    try:
+        made.rename(place)
+    except BaseException:
+        if aside.exists():
+            aside.rename(place)
+        raise
 
 
 def typical_bpp(checkpoint: Checkpoint, folder: Path) -> dict[float, float]:
@@ -110,10 +121,12 @@ def write_checkpoints(
     metadata["parametrisation"], metadata["rho"] = config.parametrisation, f"0…{config.rho_max:g}"
     if config.shares:
         shared = (beside or folder.parent) / config.shares / BASE
-        if read_metadata(shared)["bitstream"] != metadata["bitstream"]:
+        stated = read_metadata(shared)
+        if stated["bitstream"] != metadata["bitstream"]:
             raise WeightsError(f"{config.preset} was trained on other weights than those in {shared.parent}")
         base = {name: value for name, value in base.items() if name.startswith("unet.")}
         metadata["shares"], metadata["shared"] = config.shares, file_hash(shared)
+        metadata |= {name: stated[name] for name in ("lambda_eff",) if name in stated}
         rungs = {lam: read_metadata(shared.with_name(f"lambda-{lam:g}.safetensors")) for lam in config.ladder}
         bpp = {lam: float(labels["bpp"]) for lam, labels in rungs.items() if "bpp" in labels} | bpp  # of the same files
     folder.mkdir(parents=True, exist_ok=True)

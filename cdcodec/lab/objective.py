@@ -1,6 +1,6 @@
 """The training objective: λ·bpp + (1 − ρ)·w(t)·‖x̂₀ − x‖² + ρ·κ·LPIPS (paper eq. 9, with one ladder for all λ and ρ).
-For the light head's picture 1 − ρ/2 stands for 1 − ρ, and a κ of its own. Every sample's loss is divided by √λ: it
-grows with λ about as fast, and the smallest λ would be drowned.
+For the light head's picture 1 − ρ/2 stands for 1 − ρ, and a κ of its own. Every sample's loss is divided by √λ_eff: it
+grows about as fast, and the smallest λ would be drowned.
 
 ‖·‖² is the mean over elements, x in [−1, 1]. Every random number is drawn from the samples' keys (draws.py).
 """

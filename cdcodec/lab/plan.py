@@ -115,6 +115,8 @@ def prepare(request: Request) -> Prepared:
             codecs.append(peer)
         else:
             missing.append(f"{peer.name}: {reason}")
+    if not codecs:
+        raise CdcodecError(f"there is no codec to measure{''.join(f'; {line}' for line in missing)}")
     measures, reasons = metrics.usable(request.measures or preset.measures, request.metric_weights)
     missing += metrics.grouped(reasons)
     sources, broken = survey(request.folder, request.limit, request.out, request.crop)

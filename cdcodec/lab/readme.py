@@ -6,9 +6,11 @@ import csv
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from cdcodec import files
 from cdcodec.errors import CdcodecError
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -26,9 +28,12 @@ def section(folder: Path) -> str:
             ours = [row for row in csv.DictReader(file) if row["ladder"] == "lambda"]
         with (folder / "equal-bpp.csv").open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if float(row["bpp"]) in RATES]
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError) as error:
+        return _written(folder, ours, rows, json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError) as error:
         raise CdcodecError(f"{folder} does not hold a whole report: {error}") from None
+
+
+def _written(folder: Path, ours: list[dict[str, str]], rows: list[dict[str, str]], record: dict[str, Any]) -> str:
     blocks: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         blocks[row["measure"], row["reference"]].append(row)
@@ -94,8 +99,9 @@ def _figure(measure: str, value: str) -> str:
 def main(folder: Path, readme: Path) -> None:
     """Write the results of the report in FOLDER into README."""
     try:
-        readme.write_text(replace(readme.read_text(encoding="utf-8"), section(folder)), encoding="utf-8")
-    except CdcodecError as error:
+        text = replace(readme.read_text(encoding="utf-8"), section(folder))
+        files.write(str(readme), text.encode(), force=True)
+    except (CdcodecError, OSError) as error:
         raise click.ClickException(str(error)) from None
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cdcodec.config import PRESETS, ModelConfig, from_dict
 from cdcodec.errors import TrainingError
+from cdcodec.lab.metrics import BACKBONES
 from cdcodec.lab.objective import Phase, Weights
 
 KINDS = ("autoencoder", "joint", "perceptual", "denoiser", "noise", "entropy", "decoder", "smoothing")
@@ -96,23 +99,59 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
         values["weights"] = from_dict(Weights, values.get("weights", {}))
         values["phases"] = tuple(from_dict(Phase, phase) for phase in values.pop("phases", values.pop("phase", ())))
         recipe: Recipe = from_dict(Recipe, values)
-        if recipe.preset not in PRESETS:
-            raise ValueError(f"unknown preset {recipe.preset!r}: {', '.join(PRESETS)}")
-        if not recipe.phases:
-            raise ValueError("no [[phase]]")
+        _check(recipe)
         for phase in recipe.phases:
-            if phase.kind not in KINDS:
-                raise ValueError(f"unknown kind of phase {phase.kind!r}: {', '.join(KINDS)}")
-            if (phase.kind == "noise") != (recipe.model.parametrisation == "eps"):
-                raise ValueError(f"a phase of kind {phase.kind!r} does not train {recipe.preset}")
-            if phase.kind == "smoothing" and not recipe.model.smoothing:
-                raise ValueError(f"{recipe.preset} has no filter for a phase of kind 'smoothing' to train")
-            if not (phase.rate > 0 and 0 <= phase.decay <= 1):
-                raise ValueError("the rate of a phase must be above 0, its decay from 0 to 1")
-            if not phase.critic >= 0 or (phase.critic and not phase.perceptual):
-                raise ValueError("the critic's share must be 0 or above, and 0 in a phase without LPIPS")
-            if phase.steps < 1 or phase.batch < 4 or phase.batch % 4 or phase.crop < 64 or phase.crop % 64:
-                raise ValueError("a phase needs steps ≥ 1, a batch that is a multiple of 4, a crop that is one of 64")
+            _check_phase(phase, recipe)
     except (ValueError, TypeError) as error:
         raise TrainingError(f"{origin}: {error}") from None
     return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises ValueError for what is wrong with a recipe beside its phases."""
+    presets = [name for name, config in PRESETS.items() if config.blocks == "compact"]
+    weights, rates = recipe.weights, (recipe.lr_muon, recipe.lr_adam, recipe.lr_far, recipe.lr_critic, recipe.clip)
+    for sound, text in (
+        (recipe.preset in presets, f"unknown preset {recipe.preset!r}; to train there are {_list(presets)}"),
+        (recipe.lpips in BACKBONES, f"lpips must be one of {_list(BACKBONES)}"),
+        (all(0 < rate < math.inf for rate in rates), "rates of learning and clip must be above 0"),
+        (recipe.warmup >= 0 and 0 <= recipe.ramp <= 1, "warmup must be 0 or above, ramp from 0 to 1"),
+        (0 <= recipe.ema < 1, "ema must be from 0 to below 1"),
+        (0 < weights.lambda_scale < math.inf, "lambda_scale must be above 0"),
+        (0 <= min(weights.kappa, weights.lattice), "kappa and lattice must be 0 or above"),
+        (recipe.phases, "no [[phase]]"),
+    ):
+        if not sound:
+            raise ValueError(text)
+
+
+def _check_phase(phase: Phase, recipe: Recipe) -> None:
+    """Raises ValueError for what is wrong with a phase of a recipe that is sound itself."""
+    model, large = recipe.model, phase.steps >= 1 and phase.batch >= 4 and phase.crop >= 64
+    for sound, text in (
+        (phase.kind in KINDS, f"unknown kind of phase {phase.kind!r}: {_list(KINDS)}"),
+        (
+            (phase.kind == "noise") == (model.parametrisation == "eps"),
+            f"a phase of kind {phase.kind!r} does not train {recipe.preset}",
+        ),
+        (
+            phase.kind != "smoothing" or model.smoothing,
+            f"{recipe.preset} has no filter for a phase of kind 'smoothing' to train",
+        ),
+        (phase.rate > 0 and 0 <= phase.decay <= 1, "the rate of a phase must be above 0, its decay from 0 to 1"),
+        (phase.lpips >= 0, "the weight of LPIPS must be 0 or above"),
+        (
+            phase.critic >= 0 and (phase.perceptual or not phase.critic),
+            "the critic's share must be 0 or above, and 0 in a phase without LPIPS",
+        ),
+        (
+            large and phase.batch % 4 == 0 and phase.crop % 64 == 0,
+            "a phase needs steps ≥ 1, a batch that is a multiple of 4, a crop that is one of 64",
+        ),
+    ):
+        if not sound:
+            raise ValueError(text)
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

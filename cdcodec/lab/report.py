@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cdcodec import files
+from cdcodec.errors import CdcodecError
 from cdcodec.lab import pictures, plots, summary
 from cdcodec.lab.evaluate import Outcome, Plan
 from cdcodec.lab.metrics import MEASURES, OF_SETS, Judge
 from cdcodec.lab.plots import Drawn
+from cdcodec.lab.results import label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,13 @@ class Wishes:
     anchor: str | None = None
     rates: tuple[float, ...] = summary.RATES
     shown: int = 8
+
+
+def check_anchor(plan: Plan, name: str | None) -> None:
+    """That there will be a curve of this name; before anything is measured. Raises CdcodecError."""
+    names = [text for codec in plan.codecs for text in (codec.name, *(label(codec.name, s) for s in codec.settings))]
+    if name is not None and name not in names:
+        raise CdcodecError(f"there is no codec {name} to compare with; there are {', '.join(dict.fromkeys(names))}")
 
 
 def write(plan: Plan, outcome: Outcome, record: Mapping[str, Any], wishes: Wishes) -> str:

@@ -23,8 +23,12 @@ SIDE = 256
 
 
 def peer_at(name: str, pixels: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], int]:
-    """A peer's picture from its best file of at most `size` bytes (else its smallest one), and that file's bytes."""
-    peer = PEERS[name]
+    """A peer's picture from its best file of at most `size` bytes (else its smallest one), and that file's bytes.
+    Raises CdcodecError."""
+    peer = PEERS.get(name)
+    reason = f"one of {', '.join(PEERS)} is wanted" if peer is None else peer.missing()
+    if peer is None or reason is not None:
+        raise CdcodecError(f"{name}: {reason}")
     low, high, best = 0, 100, peer.encode(pixels, 0)
     while high - low > 1:
         middle = (low + high) // 2
@@ -63,12 +67,12 @@ def main(*, out: Path, crops: tuple[str, ...], bpp: float, peers: str, rho: floa
     try:
         checkpoint = load_model(weights)
         rows = [row(spec, bpp, tuple(peers.split(",")), checkpoint, rho) for spec in crops]
-    except (CdcodecError, ValueError) as error:
+        sheet = Image.new("RGB", (rows[0].width, sum(line.height for line in rows)), "white")
+        for i, line in enumerate(rows):
+            sheet.paste(line, (0, i * line.height))
+        sheet.save(out)
+    except (CdcodecError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    sheet = Image.new("RGB", (rows[0].width, sum(line.height for line in rows)), "white")
-    for i, line in enumerate(rows):
-        sheet.paste(line, (0, i * line.height))
-    sheet.save(out)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ from cdcodec.lab.validate import Validation
 from cdcodec.lab.world import World
 from cdcodec.nets.networks import Networks
 
-STATE, LOG = "state.pt", "log.jsonl"
+STATE = "state.pt"
+KEPT = {"recipe", "step", "trained", "data", "ramp", "parameters", "average", "optimisers"}
+"""What every state has in it; a critic only some."""
 LOG_EVERY = 50
 TRAINED = {
     "denoiser": ("unet.",),
@@ -235,6 +237,9 @@ def load_state(run: Path) -> dict[str, Any]:
         raise TrainingError(f"{run} holds no training run ({STATE} is missing)") from None
     except Exception as error:
         raise TrainingError(f"{run / STATE} cannot be read: {error}") from None
+    absent = KEPT - set(state if isinstance(state, dict) else ())
+    if absent:
+        raise TrainingError(f"{run / STATE} is not the state of a training run: it has no {min(absent)}")
     return state
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cdcodec import files
 from cdcodec.errors import TrainingError
 from cdcodec.lab.data import find_images, read_named
-from cdcodec.lab.metrics import load_lpips
+from cdcodec.lab.metrics import load_lpips, usable
 from cdcodec.lab.rate import RateModel
 from cdcodec.nets.diffusion import ddim
 from cdcodec.nets.hyperprior import quantise
@@ -35,13 +35,16 @@ class Validation:
         self.pictures = [_centre(pixels) for pixels in pictures if min(pixels.shape[:2]) >= SMALLEST]
         if not self.pictures:
             raise TrainingError(f"no picture in {folder} is at least {SMALLEST} pixels wide and high")
-        self.lpips = load_lpips("alex", metric_weights) if metric_weights else None
+        at_hand, _ = usable(["lpips-alex"], metric_weights)
+        self.lpips = load_lpips("alex", metric_weights) if at_hand else None
         self.dtype = dtype
 
     @torch.no_grad()
     def __call__(self, model: tuple[Networks, RateModel], run: Path, step: int) -> list[dict[str, Any]]:
         networks, rate = model
         device = networks.ladder.log_lambda.device
+        if self.lpips is not None:
+            self.lpips.to(device)
         ladder = networks.config.ladder
         rows, strips = [], []
         for lam in (ladder[0], ladder[len(ladder) // 2], ladder[-1]):

@@ -1,7 +1,7 @@
 """Schedules, conversions between parametrisations, the preconditioned output and the DDIM sampler: pure functions.
 
-Notation (paper §3; ᾱ is written alpha_bar): x_t = √ᾱ·x_0 + √(1 − ᾱ)·ε, σ² = (1 − ᾱ)/ᾱ. Continuous time t = n/N in
-(0, 1], so that a network trained once serves any number of steps (paper v1 §2.3).
+Notation (paper §3; ᾱ is written alpha_bar): x_t = √ᾱ·x_0 + √(1 − ᾱ)·ε, σ² = (1 − ᾱ)/ᾱ. A network is told σ, which is
+continuous, so that trained once it serves any number of steps (paper v1 §2.3).
 """
 
 from __future__ import annotations
@@ -19,11 +19,6 @@ SIGMA_RANGE = (0.015, 0.6)
 """Noise levels that matter behind the first step: around the size of the texture the light head leaves out."""
 SIGMA_START = 20.0
 """Where a network that predicts the noise starts: at infinite noise its prediction says nothing about the picture."""
-
-
-def cosine_alpha_bar(t: Tensor) -> Tensor:
-    """ᾱ(t) = cos²(π·t/2), t in [0, 1]; exactly 0 at t = 1."""
-    return torch.where(t >= 1, torch.zeros_like(t), torch.cos(t * (math.pi / 2)) ** 2)
 
 
 def alpha_bar_of_sigma(sigma: Tensor) -> Tensor:
