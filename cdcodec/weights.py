@@ -135,11 +135,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def list_checkpoints(root: Path) -> list[CheckpointInfo]:
     """Every λ of every preset in a weights folder, by preset, ρ and λ. Raises WeightsError."""
-    return sorted(map(_info, root.glob("*/lambda-*.safetensors")), key=lambda i: (i.preset, i.rho, i.lam))
+    found = [_info(path, read_metadata(path)) for path in root.glob("*/lambda-*.safetensors")]
+    return sorted(found, key=lambda i: (i.preset, i.rho, i.lam))
 
 
-def _info(path: Path) -> CheckpointInfo:
-    m = read_metadata(path)
+def _info(path: Path, m: dict[str, str]) -> CheckpointInfo:
+    """What the metadata of a file says. Raises WeightsError."""
     try:
         bpp = float(m["bpp"]) if m.get("bpp") else None
         lam, rho, identity, licence = float(m["lambda"]), m.get("rho", "?"), m["bitstream"], m.get("licence", "?")
@@ -385,7 +386,7 @@ def _read_rung(path: Path, base_hash: str) -> tuple[float, dict[str, torch.Tenso
         raise WeightsError(f"{path.name} belongs to another {BASE} than the one beside it; install the weights anew")
     if set(tensors) != set(LADDER_TENSORS):
         raise WeightsError(f"{path.name} does not hold exactly {', '.join(LADDER_TENSORS)}")
-    return _info(path).lam, tensors
+    return _info(path, metadata).lam, tensors
 
 
 def _config(path: Path, metadata: dict[str, str], ladder: list[float] | None) -> ModelConfig:

@@ -126,7 +126,8 @@ def write_checkpoints(
             raise WeightsError(f"{config.preset} was trained on other weights than those in {shared.parent}")
         base = {name: value for name, value in base.items() if name.startswith("unet.")}
         metadata["shares"], metadata["shared"] = config.shares, file_hash(shared)
-        metadata |= {name: stated[name] for name in ("lambda_eff",) if name in stated}
+        if "lambda_eff" in stated:
+            metadata["lambda_eff"] = stated["lambda_eff"]
         rungs = {lam: read_metadata(shared.with_name(f"lambda-{lam:g}.safetensors")) for lam in config.ladder}
         bpp = {lam: float(labels["bpp"]) for lam, labels in rungs.items() if "bpp" in labels} | bpp  # of the same files
     folder.mkdir(parents=True, exist_ok=True)
