@@ -201,7 +201,7 @@ HEAVY_TAILS: dict[str, Any] = {"density_weights": (0.72, 0.28), "density_scales"
 to 7, and with these two of them its rate is 1.5 (largest λ) to 3 % (smallest) lower."""
 
 COMPACT_X = ModelConfig(
-    smoothing=True, hyper_kernel=1, groups=(12, 36, 96), phases=(3, 2, 1, 1), steps=1, **HEAVY_TAILS
+    analysis_depth=3, smoothing=True, hyper_kernel=1, groups=(12, 36, 96), phases=(3, 2, 1, 1), steps=1, **HEAVY_TAILS
 )
 """The codec that ships."""
 
