@@ -181,7 +181,7 @@ def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path |
 @click.option("--valid", "validation", metavar="DIR", type=FOLDER, help="Photographs to watch the progress on.")
 @click.option("--metric-weights", metavar="DIR", type=FOLDER, help="Where the weights of LPIPS lie.")
 @click.option("--minutes", metavar="FLOAT", type=click.FloatRange(min=0), callback=finite, help="Stop after these.")
-@click.option("--compile/--no-compile", default=None, help="Compile the step.  [default: on a GPU]")
+@click.option("--graph/--no-graph", default=None, help="One CUDA graph per step.  [default: on a GPU]")
 @device_options
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: Path | None, threads: int | None,
@@ -192,10 +192,11 @@ def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: P
     with _extra_train():
         from cdcodec import weights as store
         from cdcodec.lab import recipe as recipes
+        from cdcodec.lab import state
         from cdcodec.lab import train as trainer
 
         _set_threads(threads)
-        if not resume and (run / trainer.STATE).exists():
+        if not resume and (run / state.STATE).exists():
             raise TrainingError(f"{run} holds a training run already; --resume continues it")
         chosen = None if resume else recipes.load_recipe(recipe or "compact-x")
         whole = chosen and (chosen.model.shares or chosen.preset)

@@ -33,7 +33,7 @@ from PIL import Image
 
 from cdcodec import codec
 from cdcodec.lab import results
-from cdcodec.lab.train import load_state
+from cdcodec.lab.state import load_state
 from cdcodec.weights import load_model
 
 PRELOADED = ["torch", "cdcodec.batch", "cdcodec.target", "cdcodec.lab.train", "cdcodec.lab.report", "cdcodec.lab.plan",

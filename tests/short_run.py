@@ -9,7 +9,7 @@ import torch
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.objective import Phase
 from cdcodec.lab.recipe import Recipe
-from cdcodec.lab.train import Trainer
+from cdcodec.lab.trainer import Trainer
 from cdcodec.lab.world import World
 
 CPU = torch.device("cpu")

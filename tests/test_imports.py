@@ -63,7 +63,7 @@ OUTSIDE = {
     "modes": {"numpy", "PIL"},
     "weights": {"numpy", "safetensors", "torch"},
     "device": {"torch"},
-    "nets": {"numpy", "torch"},
+    "nets": {"numpy", "torch", "triton"},
     "bits": {"constriction", "numpy"},
     "symbols": {"numpy"},
 }

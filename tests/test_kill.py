@@ -17,9 +17,9 @@ from short_run import RECIPE, trainer
 
 import cdcodec
 from cdcodec.errors import TrainingError, WeightsError
-from cdcodec.lab import train as training
 from cdcodec.lab.log import RunLog
-from cdcodec.lab.train import load_state, save_state, train
+from cdcodec.lab.state import STATE, load_state, save_state
+from cdcodec.lab.train import train
 from cdcodec.weights import save
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and limits")
@@ -185,7 +185,7 @@ def test_an_update_that_fails_is_not_saved(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "_foreach_lerp_", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         train(photographs, tmp_path, RECIPE, device="cpu", precision="float32", quiet=True)
-    assert not (tmp_path / training.STATE).exists()
+    assert not (tmp_path / STATE).exists()
 
 
 def test_the_log_of_a_killed_run_is_mended(tmp_path):

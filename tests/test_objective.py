@@ -14,7 +14,8 @@ from short_run import RECIPE, trainer
 from cdcodec.config import PRESETS
 from cdcodec.lab import draws
 from cdcodec.lab.objective import Phase, Weights, repeating
-from cdcodec.lab.train import STATE, Trainer, load_state
+from cdcodec.lab.state import STATE, load_state
+from cdcodec.lab.trainer import Trainer
 
 
 class Distance(torch.nn.Module):
@@ -33,7 +34,7 @@ class Distance(torch.nn.Module):
 def lpips(monkeypatch: pytest.MonkeyPatch) -> Distance:
     """Instead of LPIPS."""
     distance = Distance()
-    monkeypatch.setattr("cdcodec.lab.train.load_lpips", lambda *_: distance)
+    monkeypatch.setattr("cdcodec.lab.trainer.load_lpips", lambda *_: distance)
     return distance
 
 

@@ -30,7 +30,9 @@ from cdcodec.lab.export import export_run
 from cdcodec.lab.objective import Phase, Weights
 from cdcodec.lab.optim import orthogonalise
 from cdcodec.lab.recipe import Recipe, load_recipe, parse_recipe
-from cdcodec.lab.train import STATE, Trainer, load_state, save_state, train
+from cdcodec.lab.state import STATE, load_state, save_state
+from cdcodec.lab.train import train
+from cdcodec.lab.trainer import Trainer
 from cdcodec.weights import about, find, load_model, load_tensors, verify
 
 

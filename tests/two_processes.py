@@ -11,7 +11,7 @@ from short_run import CPU, RECIPE
 
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.objective import Phase
-from cdcodec.lab.train import Trainer
+from cdcodec.lab.trainer import Trainer
 from cdcodec.lab.world import World
 
 if __name__ == "__main__":

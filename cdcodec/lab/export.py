@@ -18,7 +18,8 @@ from cdcodec.lab.data import find_images, read_named
 from cdcodec.lab.plan import commit
 from cdcodec.lab.rate import RateModel
 from cdcodec.lab.recipe import parse_recipe
-from cdcodec.lab.train import averaged_models, load_state
+from cdcodec.lab.state import load_state
+from cdcodec.lab.trainer import averaged_models
 from cdcodec.nets.integer import IntegerHyperSynthesis
 from cdcodec.nets.networks import Networks
 from cdcodec.weights import (

@@ -25,6 +25,8 @@ from cdcodec.nets.networks import Networks
 STREAM_LAMBDA, STREAM_RHO, STREAM_NOISE_Y, STREAM_NOISE_Z, STREAM_EPS, STREAM_STATE = 3, 4, 5, 6, 7, 8
 STREAM_VIEW, SHIFTS = 9, 4
 ALIKE = 8
+ASKED = 0.7
+"""Share of the samples that LPIPS is asked about on a GPU; ρ is above 0 for three in five (`Objective.draw_rho`)."""
 FAR_SIDE = 120  # of views, at least, to be seen at half the resolution too
 MSE_WEIGHT, SNR_WEIGHT_MAX = 2.0, 5.0
 
@@ -228,16 +230,19 @@ class Objective(nn.Module):
         self, picture: Tensor, x: Tensor, key: Tensor, rho: Tensor, metrics: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """LPIPS (B,), 0 where ρ is, and a 0-dim loss by which the critic learns, and the picture from it."""
-        asked = torch.arange(len(x), device=x.device)
-        if not torch.compiler.is_compiling():  # there shapes must not depend on values
-            asked = asked[(rho > 0) | ((asked == 0) & (rho.sum() == 0))]
+        if x.is_cuda:  # nothing there may wait to learn how many; of a few above ρ = 0 it is not asked, now and then
+            asked = rho.topk(math.ceil(ASKED * len(x)), sorted=False).indices
+        else:
+            places = torch.arange(len(x))
+            asked = places[(rho > 0) | ((places == 0) & (rho.sum() == 0))]
         seen, original = views(picture[asked], x[asked], key[asked], self.dtype)
         adversarial = torch.zeros_like(rho[0])
         if self.critic is not None and self.critic_share > 0:
             seen, judged = Shared.apply(seen, self.critic_share * self.critic.say)
             decoder, metrics["critic"] = self.critic.losses(judged[::2], original[::2])  # half of them, for speed
             adversarial = decoder + metrics["critic"]
-        return torch.zeros_like(rho).index_copy(0, asked, self.distance(seen, original)), adversarial
+        distances = torch.zeros_like(rho).index_copy(0, asked, self.distance(seen, original))
+        return distances.where(rho > 0, 0), adversarial
 
     def distance(self, seen: Tensor, original: Tensor) -> Tensor:
         """LPIPS (B,) of views, every second one at half the resolution, as from twice as far away: what a network sees

@@ -29,12 +29,16 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterati
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose update, each weight reshaped to (c_out, the rest), is orthogonalised.
 
-    lr is multiplied by √max(1, rows/cols). Weights of equal shape are treated in one batch, in `dtype`: float32 where
-    bfloat16 would be emulated.
+    lr, a number or a 0-dim tensor, is multiplied by √max(1, rows/cols). Weights of equal shape are treated in one
+    batch, in `dtype`: float32 where bfloat16 would be emulated.
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float, dtype: torch.dtype = torch.bfloat16, momentum: float = 0.95
+        self,
+        parameters: Iterable[Tensor],
+        lr: float | Tensor,
+        dtype: torch.dtype = torch.bfloat16,
+        momentum: float = 0.95,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
         self.dtype = dtype
@@ -49,19 +53,20 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), parameters in shapes.items():
                 self._update(parameters, rows, columns, group["lr"], group["momentum"])
 
-    def _update(self, parameters: list[Tensor], rows: int, columns: int, lr: float, momentum: float) -> None:
-        updates = []
+    def _update(
+        self, parameters: list[Tensor], rows: int, columns: int, lr: float | Tensor, momentum: float
+    ) -> None:
+        gradients, buffers = [], []
         for p in parameters:
             assert p.grad is not None, "only parameters with a gradient get here"
-            buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            buffer.lerp_(p.grad, 1 - momentum)
-            updates.append(p.grad.lerp(buffer, momentum).reshape(rows, columns))
-        stacked = torch.stack(updates)
+            gradients.append(p.grad)
+            buffers.append(self.state[p].setdefault("momentum", torch.zeros_like(p)))
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, buffers, momentum)
+        stacked = torch.stack([update.reshape(rows, columns) for update in updates])
         upright = orthogonalise(stacked.mT if rows > columns else stacked, self.dtype)
-        flat = upright.mT if rows > columns else upright
-        scale = max(1, rows / columns) ** 0.5
-        for p, update in zip(parameters, flat, strict=True):
-            p.add_(update.reshape(p.shape).to(p.dtype), alpha=-lr * scale)
+        flat = (upright.mT if rows > columns else upright).to(stacked.dtype) * (lr * max(1, rows / columns) ** 0.5)
+        torch._foreach_sub_(parameters, [update.reshape(p.shape) for p, update in zip(parameters, flat, strict=True)])
 
 
 class Split(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,11 +56,16 @@ class Mixture(torch.autograd.Function):
     """Σ w·b / Σ w of a picture and its guide k·C·b, both (B, 3, H + 8, W + 8), and a (14,): (B, 3, H, W).
 
     With a gradient of its own, that computes the weights again instead of keeping a hundred pictures; on the CPU one
-    picture at a time, which stays in the cache: twice as fast as what torch derives.
+    picture at a time, which stays in the cache: twice as fast as what torch derives. On a GPU in one kernel each way
+    (kernels.py), where there is Triton.
     """
 
     @staticmethod
     def forward(ctx: Any, wide: Tensor, guide: Tensor, place: Tensor) -> Tensor:
+        if wide.is_cuda and (kernels := _kernels()):
+            mixed, weights = kernels.mix(wide, guide, place, HALF, RADIUS)
+            ctx.save_for_backward(wide, guide, place, mixed, weights)
+            return mixed
         mixed = wide[INNER].clone()
         weights = torch.ones_like(mixed[:, :1])
         for b, g, total, count in _pieces(wide, guide, mixed, weights):
@@ -76,6 +82,9 @@ class Mixture(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wide, guide, place, mixed, weights = ctx.saved_tensors
+        if wide.is_cuda and (kernels := _kernels()):
+            found: tuple[Tensor, Tensor, Tensor] = kernels.unmix(*ctx.saved_tensors, gradients[0], HALF, RADIUS)
+            return found
         of_total = gradients[0] / weights
         of_count = -(of_total * mixed).sum(dim=1, keepdim=True)
         to_wide, to_guide, to_place = (torch.zeros_like(tensor) for tensor in (wide, guide, place))
@@ -96,6 +105,16 @@ class Mixture(torch.autograd.Function):
                 first.add_(apart)
                 second.sub_(apart)
         return to_wide, to_guide, to_place
+
+
+@cache
+def _kernels() -> Any:
+    """The module kernels.py, or None: Triton comes with some builds of PyTorch only, and takes a while to import."""
+    try:
+        from cdcodec.nets import kernels
+    except ImportError:
+        return None
+    return kernels
 
 
 def _pieces(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
