@@ -181,7 +181,7 @@ def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path |
 @click.option("--valid", "validation", metavar="DIR", type=FOLDER, help="Photographs to watch the progress on.")
 @click.option("--metric-weights", metavar="DIR", type=FOLDER, help="Where the weights of LPIPS lie.")
 @click.option("--minutes", metavar="FLOAT", type=click.FloatRange(min=0), callback=finite, help="Stop after these.")
-@click.option("--graph/--no-graph", default=None, help="One CUDA graph per step.  [default: on a GPU]")
+@click.option("--graph/--no-graph", default=None, help="A step as one CUDA graph.  [default: one process on a GPU]")
 @device_options
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: Path | None, threads: int | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from short_run import RECIPE
 
 from cdcodec.lab.data import Photographs
+from cdcodec.lab.objective import Phase
 from cdcodec.lab.optim import Muon
 from cdcodec.lab.trainer import Trainer
 from cdcodec.lab.world import World
@@ -57,9 +59,10 @@ def test_muon_takes_its_rate_as_a_number_or_a_tensor() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph is captured on a GPU")
 def test_a_graph_takes_the_same_steps(photographs: Path) -> None:
-    losses = []
+    losses, phases = [], (Phase("autoencoder", 6, 64, 8), Phase("joint", 6, 64, 8))
     for graph in (False, True):
         place = torch.device("cuda")
-        run = Trainer(RECIPE, Photographs(photographs, place, 64), place, World(), graph=graph)
-        losses.append([run.step()["loss"].item() for _ in range(8)])
+        recipe = dataclasses.replace(RECIPE, phases=phases)
+        run = Trainer(recipe, Photographs(photographs, place, 64), place, World(), graph=graph)
+        losses.append([run.step()["loss"].item() for _ in range(12)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -23,6 +23,10 @@ class Graphed:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.found: dict[str, Tensor] = {}
 
+    @property
+    def captured(self) -> bool:
+        return self.graph is not None
+
     def __call__(self) -> dict[str, Tensor]:
         if self.graph is None and self.calls < WARM_UP:
             self.calls += 1

@@ -60,7 +60,9 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             assert p.grad is not None, "only parameters with a gradient get here"
             gradients.append(p.grad)
-            buffers.append(self.state[p].setdefault("momentum", torch.zeros_like(p)))
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            buffers.append(self.state[p]["momentum"])
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum)
         stacked = torch.stack([update.reshape(rows, columns) for update in updates])

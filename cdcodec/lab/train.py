@@ -115,6 +115,7 @@ def _loop(
             while trainer.step_count < trainer.recipe.steps:
                 index, phase = trainer.recipe.phase_at(trainer.step_count)
                 if index != entered:
+                    trainer.look(seen.get("gradient", ()))
                     entered, seen = index, {}
                 for name, value in trainer.step().items():
                     seen.setdefault(name, []).append(value)
@@ -122,8 +123,7 @@ def _loop(
                 if trainer.step_count % LOG_EVERY == 0:
                     means = {name: torch.stack(values).mean() for name, values in seen.items()}
                     trainer.world.average(list(means.values()))
-                    if not means["gradient"].isfinite():
-                        raise trainer.diverged()
+                    trainer.look(seen["gradient"])
                     if log is not None:
                         log.step(trainer.step_count, phase, {name: mean.item() for name, mean in means.items()})
                     seen = {}
@@ -138,6 +138,7 @@ def _loop(
                     trainer.world.average([spent])  # so that all processes stop at the same step
                     if minutes is not None and spent.item() > minutes:
                         break
+            trainer.look(seen.get("gradient", ()))
             if check is not None and log is not None:
                 log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
         finally:

@@ -37,7 +37,7 @@ class Trainer:
     """Networks, entropy models, optimisers and averaged weights of one run, and its step.
 
     A step is a pure function of the state and the step's number: `state()` after n steps, loaded into a new Trainer,
-    gives exactly the next ones (on the same kind of device and number of threads).
+    gives exactly the next ones (on a CPU, with the same number of threads; on a GPU up to float rounding).
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Trainer:
             rate = peak * self.recipe.rate_at(count)
             for group in optimiser.param_groups:
                 group["lr"] = group["lr"].fill_(rate) if self.graph else rate
-        self.updating = self.graph  # else from where it does
+        self.updating = isinstance(self._run, Graphed) and self._run.captured  # else from where it does
         metrics = self._run()
         self.step_count += 1
         self.updating = False
@@ -144,7 +144,7 @@ class Trainer:
             p.grad = None
         loss.backward()
         self.world.average([p.grad for p in self.parameters + judge if p.grad is not None])
-        metrics["gradient"] = self._clip([p for p in self.parameters if p.grad is not None])
+        metrics["gradient"] = self._clip([p for p in self.parameters if p.grad is not None], judge)
         self.updating = True
         for optimiser, _ in self.optimisers:
             optimiser.step()
@@ -156,22 +156,28 @@ class Trainer:
         torch._foreach_add_(self.average, apart)
         return metrics
 
-    def _clip(self, parameters: Sequence[Tensor]) -> Tensor:
+    def _clip(self, parameters: Sequence[Tensor], judge: Sequence[Tensor]) -> Tensor:
         """Scales the gradients to the recipe's largest norm and gives the norm they had. Raises TrainingError where it
-        is not finite; in a graph, which cannot, such gradients become 0, and who reads the norm raises."""
-        try:
-            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip, error_if_nonfinite=not self.graph)
-        except RuntimeError:
-            raise self.diverged() from None
-        if self.graph:
-            for p in parameters:
-                assert p.grad is not None, "only parameters with a gradient get here"
+        is not finite; a graph cannot: there all gradients, those of the critic too, become 0 (see `look`)."""
+        if not self.graph:
+            try:
+                return nn.utils.clip_grad_norm_(parameters, self.recipe.clip, error_if_nonfinite=True)
+            except RuntimeError:
+                step = self.step_count
+                raise TrainingError(f"the gradient is not finite at step {step}; the state before it is kept") from None
+        norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
+        for p in (*parameters, *judge):
+            if p.grad is not None:
                 p.grad.copy_(torch.where(norm.isfinite(), p.grad, 0))
         return norm
 
-    def diverged(self) -> TrainingError:
-        """What to raise where a gradient is not finite."""
-        return TrainingError(f"the gradient is not finite at step {self.step_count}; the state before it is kept")
+    def look(self, norms: Sequence[Tensor]) -> None:
+        """Raises TrainingError where one of the gradients' norms of the last steps, 0-dim, was not finite; then the
+        present state is not one to save."""
+        if norms and not torch.stack(list(norms)).isfinite().all():
+            self.updating = True
+            step = self.step_count
+            raise TrainingError(f"the gradient was not finite shortly before step {step}; the last saved state is kept")
 
     def averaged(self) -> tuple[Networks, RateModel]:
         """Copies of networks and entropy models with the averaged weights, frozen, in evaluation mode."""
@@ -228,7 +234,7 @@ class Trainer:
             self.rate.load_state_dict({**self.rate.state_dict(), **{n: v.float() for n, v in rate.items()}})
         except RuntimeError as error:
             raise TrainingError(f"these weights do not fit the recipe's preset: {str(error).splitlines()[0]}") from None
-        self.average = [p.detach().clone() for p in self.parameters]
+        _fill(self.average, [p.detach() for p in self.parameters])
         self.ramp, self.trained = False, trained
 
 

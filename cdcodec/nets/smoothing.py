@@ -56,13 +56,13 @@ class Mixture(torch.autograd.Function):
     """Σ w·b / Σ w of a picture and its guide k·C·b, both (B, 3, H + 8, W + 8), and a (14,): (B, 3, H, W).
 
     With a gradient of its own, that computes the weights again instead of keeping a hundred pictures; on the CPU one
-    picture at a time, which stays in the cache: twice as fast as what torch derives. On a GPU in one kernel each way
-    (kernels.py), where there is Triton.
+    picture at a time, which stays in the cache: twice as fast as what torch derives. In training on a GPU in one kernel
+    each way (kernels.py), where there is Triton.
     """
 
     @staticmethod
     def forward(ctx: Any, wide: Tensor, guide: Tensor, place: Tensor) -> Tensor:
-        if wide.is_cuda and (kernels := _kernels()):
+        if wide.is_cuda and any(ctx.needs_input_grad) and (kernels := _kernels()):
             mixed, weights = kernels.mix(wide, guide, place, HALF, RADIUS)
             ctx.save_for_backward(wide, guide, place, mixed, weights)
             return mixed
@@ -109,10 +109,13 @@ class Mixture(torch.autograd.Function):
 
 @cache
 def _kernels() -> Any:
-    """The module kernels.py, or None: Triton comes with some builds of PyTorch only, and takes a while to import."""
+    """The module kernels.py, or None: Triton comes with some builds of PyTorch only, and needs a C compiler."""
     try:
         from cdcodec.nets import kernels
-    except ImportError:
+
+        tried = torch.zeros(1, 3, 2 * RADIUS + 1, 2 * RADIUS + 1, device="cuda")
+        kernels.mix(tried, tried, torch.zeros(len(HALF), device="cuda"), HALF, RADIUS)
+    except Exception:
         return None
     return kernels
 
