@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from short_run import RECIPE
+from short_run import RECIPE, trainer
 
+from cdcodec.errors import TrainingError
 from cdcodec.lab.data import Photographs
 from cdcodec.lab.objective import Phase
 from cdcodec.lab.optim import Muon
@@ -55,6 +56,20 @@ def test_muon_takes_its_rate_as_a_number_or_a_tensor() -> None:
         ends.append(weight.detach())
     assert torch.equal(*ends)
     assert not torch.equal(ends[0], start)
+
+
+def test_a_graph_steps_over_a_gradient_that_is_not_finite_and_says_so_later(photographs: Path) -> None:
+    run = trainer(photographs)
+    run.graph = True  # what it does to gradients; none is captured here
+    own, judge = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    own.grad, judge.grad = torch.tensor([1.0, float("nan"), 2.0]), torch.ones(3)
+    norm = run._clip([own], [judge])
+    assert not own.grad.any()
+    assert not judge.grad.any()
+    run.look([torch.tensor(1.0)])
+    with pytest.raises(TrainingError, match="not finite shortly before step 0"):
+        run.look([torch.tensor(1.0), norm])
+    assert run.updating, "the state is not saved"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph is captured on a GPU")
