@@ -83,7 +83,9 @@ class Mixture(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         wide, guide, place, mixed, weights = ctx.saved_tensors
         if wide.is_cuda and (kernels := _kernels()):
-            found: tuple[Tensor, Tensor, Tensor] = kernels.unmix(*ctx.saved_tensors, gradients[0], HALF, RADIUS)
+            found: tuple[Tensor, Tensor, Tensor] = kernels.unmix(
+                wide, guide, place, mixed, weights, gradients[0], HALF, RADIUS
+            )
             return found
         of_total = gradients[0] / weights
         of_count = -(of_total * mixed).sum(dim=1, keepdim=True)
