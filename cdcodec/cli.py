@@ -191,8 +191,8 @@ def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: P
         raise click.UsageError("--resume goes by the run's own recipe and weights; leave out --recipe and --start")
     with _extra_train():
         from cdcodec import weights as store
+        from cdcodec.lab import critic, state
         from cdcodec.lab import recipe as recipes
-        from cdcodec.lab import state
         from cdcodec.lab import train as trainer
 
         _set_threads(threads)
@@ -201,7 +201,7 @@ def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: P
         chosen = None if resume else recipes.load_recipe(recipe or "compact-x")
         whole = chosen and (chosen.model.shares or chosen.preset)
         if whole and start:
-            options["start"] = store.load_tensors(start, preset=whole)[0]
+            options["start"] = store.load_tensors(start, preset=whole)[0] | critic.beside(start / whole)
             options["trained"] = int(store.about(start, preset=whole).get("steps", 0))
         keep_freed_memory()
         trainer.train(images, run, chosen, **options)

@@ -221,7 +221,7 @@ def verify(root: Path) -> list[tuple[Path, str]]:
     results = []
     for path in sorted(root.glob("*/*.safetensors")):
         try:
-            metadata, _ = _read(path)
+            metadata, _ = read(path)
             if "base" in metadata:
                 _read_rung(path, file_hash(path.parent / BASE))
             else:
@@ -317,7 +317,7 @@ def load_tensors(
 
     chosen = find(find_weights(root), **which)
     if chosen.whole:
-        metadata, tensors = _read(chosen.path)
+        metadata, tensors = read(chosen.path)
         config = _config(chosen.path, metadata, None)
     else:
         folder = chosen.path.parent
@@ -354,8 +354,8 @@ def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str,
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors of a checkpoint file, its hash verified."""
+def read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a checkpoint file, its hash verified. Raises WeightsError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -371,17 +371,17 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 def _read_base(folder: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """The base of a ladder; one that shares another preset's, with all that it does not hold itself."""
-    metadata, tensors = _read(folder / BASE)
+    metadata, tensors = read(folder / BASE)
     if "shares" not in metadata:
         return metadata, tensors
     shared = folder.parent / metadata["shares"] / BASE
     if file_hash(shared) != metadata.get("shared"):
         raise WeightsError(f"{folder.name} belongs to another {metadata['shares']} than the one beside it")
-    return metadata, {**_read(shared)[1], **tensors}
+    return metadata, {**read(shared)[1], **tensors}
 
 
 def _read_rung(path: Path, base_hash: str) -> tuple[float, dict[str, torch.Tensor]]:
-    metadata, tensors = _read(path)
+    metadata, tensors = read(path)
     if metadata.get("base") != base_hash:
         raise WeightsError(f"{path.name} belongs to another {BASE} than the one beside it; install the weights anew")
     if set(tensors) != set(LADDER_TENSORS):

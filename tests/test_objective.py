@@ -11,8 +11,10 @@ import pytest
 import torch
 from short_run import RECIPE, trainer
 
+from cdcodec import weights
 from cdcodec.config import PRESETS
-from cdcodec.lab import draws
+from cdcodec.lab import critic, draws
+from cdcodec.lab.export import export_run
 from cdcodec.lab.objective import Phase, Weights, repeating
 from cdcodec.lab.state import STATE, load_state
 from cdcodec.lab.trainer import Trainer
@@ -182,3 +184,26 @@ def test_a_run_with_a_critic_goes_on_exactly(photographs: Path, tmp_path: Path) 
     for _ in range(4):
         alone.step()
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters, alone.parameters, strict=True))
+
+
+def test_the_critic_is_exported_and_the_next_training_begins_with_it(photographs: Path, tmp_path: Path) -> None:
+    phase = Phase("autoencoder", 2, 64, 8, lpips=0.5, critic=0.3)
+    first = trainer(photographs, dataclasses.replace(RECIPE, phases=(phase,)))
+    first.step()
+    torch.save(first.state(), tmp_path / STATE)
+    out = tmp_path / "weights"
+    export_run(tmp_path, out)
+    preset = RECIPE.preset
+    floats = weights.load_tensors(out, preset=preset)[0] | critic.beside(out / preset)
+    assert {state for _, state in weights.verify(out)} == {"ok"}
+    second = trainer(photographs, dataclasses.replace(RECIPE, seed=2, phases=(phase,)))
+    second.start_from(floats)
+    assert first.critic is not None
+    assert second.critic is not None
+    for a, b in zip(first.critic.state_dict().values(), second.critic.state_dict().values(), strict=True):
+        assert torch.equal(a.to(torch.bfloat16), b.to(torch.bfloat16))
+    assert second.critic.age == 1
+    plain = trainer(photographs, RECIPE)
+    plain.start_from(floats)  # a training without a critic has no use for it
+    assert plain.critic is None
+    assert critic.beside(tmp_path) == {}

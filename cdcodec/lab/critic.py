@@ -1,5 +1,5 @@
 """A second judge in training, beside LPIPS: a patch discriminator (Isola et al. 2017, arXiv 1611.07004) that learns to
-tell decoded pictures from originals. Never exported.
+tell decoded pictures from originals. Exported beside the weights it judged, for trainings that go on from them.
 
 LPIPS on one network is in part satisfied by patterns that no other network, nor the eye, takes for the original's. What
 the decoder gets used to, a judge that learns along finds.
@@ -7,12 +7,16 @@ the decoder gets used to, a judge that learns along finds.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdcodec.weights import read
+
+CRITIC = "critic.safetensors"
 WARMUP = 100.0
 """Steps over which the critic gets its say, while it learns what there is to see."""
 SLOPE = 0.2
@@ -66,6 +70,13 @@ class Critic(nn.Module):
     def say(self) -> Tensor:
         """0-dim, rising from 0 to 1 over the first steps."""
         return (self.age / WARMUP).clamp(max=1.0)
+
+
+def beside(folder: Path) -> dict[str, Tensor]:
+    """The tensors, under critic., of the critic that judged the weights in a folder; none where there is none. Raises
+    WeightsError."""
+    path = folder / CRITIC
+    return {f"critic.{name}": value for name, value in read(path)[1].items()} if path.exists() else {}
 
 
 class Shared(torch.autograd.Function):

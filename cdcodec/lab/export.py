@@ -14,6 +14,7 @@ from cdcodec.bits.tables import gaussian_tables, nearest_scale_thresholds, store
 from cdcodec.codec import encode
 from cdcodec.config import ModelConfig
 from cdcodec.errors import OutputError, WeightsError
+from cdcodec.lab.critic import CRITIC
 from cdcodec.lab.data import find_images, read_named
 from cdcodec.lab.plan import commit
 from cdcodec.lab.rate import RateModel
@@ -36,7 +37,7 @@ from cdcodec.weights import (
 )
 
 LICENCE = "Apache-2.0"
-OURS = (BASE, "lambda-*.safetensors")
+OURS = (BASE, "lambda-*.safetensors", CRITIC)
 LABELS = ("format", "preset", "rho", "licence", "bitstream", "shares")
 
 
@@ -68,12 +69,21 @@ def export_run(run: Path, out: Path, photographs: Path | None = None, *, force: 
             if photographs is not None and not networks.config.shares:
                 bpp = typical_bpp(load_model(scratch, preset=preset), photographs)
                 write_checkpoints(networks, rate, made, about, bpp)
+            if state.get("critic"):
+                _write_critic(state["critic"][0], networks.config, made / CRITIC)
             if (out / preset).exists():
                 shutil.copytree(out / preset, made, ignore=shutil.ignore_patterns(*OURS), dirs_exist_ok=True)
             _exchange(made, out / preset, Path(scratch) / "before")
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
     return sorted((out / preset).iterdir())
+
+
+def _write_critic(tensors: dict[str, Tensor], config: ModelConfig, path: Path) -> None:
+    """The critic in bfloat16, for trainings that begin with these weights; nothing else reads it."""
+    metadata = {"format": FORMAT, "preset": config.preset, "config": config.to_json(), "licence": LICENCE}
+    rounded = {n: v.cpu().to(torch.bfloat16 if v.ndim else v.dtype).contiguous() for n, v in tensors.items()}
+    save(rounded, path, metadata)
 
 
 def _exchange(made: Path, place: Path, aside: Path) -> None:

@@ -223,15 +223,19 @@ class Trainer:
                 remembered["step"] = remembered["step"].to(self.device if self.graph else "cpu")
 
     def start_from(self, floats: dict[str, Tensor], trained: int = 0) -> None:
-        """Begins from exported float tensors (networks and, under rate., the entropy models) instead of at random.
+        """Begins from exported float tensors (networks and, under rate. and critic., the entropy models and, where a
+        phase has one, the critic) instead of at random.
 
         trained: the steps that they have behind them, for the record. Raises TrainingError if they do not fit.
         """
-        rate = {name.removeprefix("rate."): value for name, value in floats.items() if name.startswith("rate.")}
-        nets = {name: value for name, value in floats.items() if not name.startswith("rate.")}
+        parts: dict[str, dict[str, Tensor]] = {"": {}, "rate.": {}, "critic.": {}}
+        for name, value in floats.items():
+            prefix = next((part for part in ("rate.", "critic.") if name.startswith(part)), "")
+            parts[prefix][name.removeprefix(prefix)] = value.float()
         try:
-            self.networks.load_state_dict({**self.networks.state_dict(), **{n: v.float() for n, v in nets.items()}})
-            self.rate.load_state_dict({**self.rate.state_dict(), **{n: v.float() for n, v in rate.items()}})
+            for prefix, module in (("", self.networks), ("rate.", self.rate), ("critic.", self.critic)):
+                if module is not None:
+                    module.load_state_dict({**module.state_dict(), **parts[prefix]})
         except RuntimeError as error:
             raise TrainingError(f"these weights do not fit the recipe's preset: {str(error).splitlines()[0]}") from None
         _fill(self.average, [p.detach() for p in self.parameters])
