@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from short_run import RECIPE, trainer
 
 from cdcodec import weights
+from cdcodec.cli import main
 from cdcodec.config import PRESETS
 from cdcodec.lab import critic, draws
 from cdcodec.lab.export import export_run
@@ -207,3 +209,16 @@ def test_the_critic_is_exported_and_the_next_training_begins_with_it(photographs
     plain.start_from(floats)  # a training without a critic has no use for it
     assert plain.critic is None
     assert critic.beside(tmp_path) == {}
+    torch.save(plain.state(), tmp_path / STATE)
+    export_run(tmp_path, out, force=True)  # and leaves it where it is
+    assert critic.beside(out / preset).keys() == {name for name in floats if name.startswith("critic.")}
+
+
+def test_train_start_goes_on_with_the_critic(photographs: Path, tmp_path: Path) -> None:
+    phase = '[[phase]]\nsteps = 1\ncrop = 64\nbatch = 8\nlpips = 0.5\ncritic = 0.3\n'
+    (tmp_path / "recipe.toml").write_text(f'preset = "{RECIPE.preset}"\n{phase}')
+    common = ["train", "--images", str(photographs), "--recipe", str(tmp_path / "recipe.toml"), "-q", "--out"]
+    for run, more in (("first", []), ("second", ["--start", str(tmp_path)])):
+        assert CliRunner().invoke(main, [*common, str(tmp_path / run), *more]).exit_code == 0
+        assert CliRunner().invoke(main, ["export", "--force", str(tmp_path / run), str(tmp_path)]).exit_code == 0
+    assert critic.beside(tmp_path / RECIPE.preset)["critic.age"] == 2

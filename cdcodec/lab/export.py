@@ -37,7 +37,7 @@ from cdcodec.weights import (
 )
 
 LICENCE = "Apache-2.0"
-OURS = (BASE, "lambda-*.safetensors", CRITIC)
+OURS = (BASE, "lambda-*.safetensors")
 LABELS = ("format", "preset", "rho", "licence", "bitstream", "shares")
 
 
@@ -69,10 +69,10 @@ def export_run(run: Path, out: Path, photographs: Path | None = None, *, force: 
             if photographs is not None and not networks.config.shares:
                 bpp = typical_bpp(load_model(scratch, preset=preset), photographs)
                 write_checkpoints(networks, rate, made, about, bpp)
-            if state.get("critic"):
-                _write_critic(state["critic"][0], networks.config, made / CRITIC)
             if (out / preset).exists():
                 shutil.copytree(out / preset, made, ignore=shutil.ignore_patterns(*OURS), dirs_exist_ok=True)
+            if state.get("critic"):  # else one that is there stays
+                _write_critic(state["critic"][0], networks.config, made / CRITIC)
             _exchange(made, out / preset, Path(scratch) / "before")
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error.strerror or error}") from None
