@@ -176,6 +176,9 @@ def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path |
 @click.option("--images", metavar="DIR", required=True, type=FOLDER, help="Photographs to train on.")
 @click.option("--out", "run", metavar="DIR", required=True, type=FOLDER, help="Where state, log and pictures go.")
 @click.option("--recipe", metavar="NAME", help="One that comes with cdcodec, or a TOML file. [default: compact-x]")
+@click.option("--scale", metavar="FLOAT", type=click.FloatRange(min=0, min_open=True), callback=finite,
+              help="Take this share of the recipe's steps, or more than all of them.")
+@click.option("--batch", metavar="N", type=click.IntRange(min=4), help="Crops a step, instead of the recipe's.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out at its next step, by its own recipe.")
 @click.option("--start", metavar="DIR", type=FOLDER, help="Begin with the weights in this folder.")
 @click.option("--valid", "validation", metavar="DIR", type=FOLDER, help="Photographs to watch the progress on.")
@@ -184,11 +187,13 @@ def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path |
 @click.option("--graph/--no-graph", default=None, help="A step as one CUDA graph.  [default: one process on a GPU]")
 @device_options
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: Path | None, threads: int | None,
-          **options: Any) -> None:  # fmt: skip
+def train(*, images: Path, run: Path, recipe: str | None, scale: float | None, batch: int | None, resume: bool,
+          start: Path | None, threads: int | None, **options: Any) -> None:  # fmt: skip
     """Train a model on a folder of photographs. Several processes: torchrun -m cdcodec -- train ..."""
-    if resume and (recipe or start):
-        raise click.UsageError("--resume goes by the run's own recipe and weights; leave out --recipe and --start")
+    if resume and (recipe or start or scale or batch):
+        raise click.UsageError(
+            "--resume goes by the run's own recipe and weights; leave out --recipe, --start, --scale and --batch"
+        )
     with _extra_train():
         from cdcodec import weights as store
         from cdcodec.lab import critic, state
@@ -198,7 +203,7 @@ def train(*, images: Path, run: Path, recipe: str | None, resume: bool, start: P
         _set_threads(threads)
         if not resume and (run / state.STATE).exists():
             raise TrainingError(f"{run} holds a training run already; --resume continues it")
-        chosen = None if resume else recipes.load_recipe(recipe or "compact-x")
+        chosen = None if resume else recipes.load_recipe(recipe or "compact-x").resized(scale or 1.0, batch)
         whole = chosen and (chosen.model.shares or chosen.preset)
         if whole and start:
             options["start"] = store.load_tensors(start, preset=whole)[0] | critic.beside(start / whole)

@@ -291,7 +291,7 @@ def test_recipes_that_are_wrong_are_explained(tmp_path: Path, text: str, complai
 
 
 def test_the_recipes_that_come_with_cdcodec_are_sound() -> None:
-    for name in ("compact-x", "compact-eps", "smoke"):
+    for name in ("compact-x", "compact-x-further", "compact-eps", "smoke"):
         recipe = load_recipe(name)
         assert parse_recipe(recipe.to_dict(), name) == recipe
         assert recipe.rate_at(0) < recipe.rate_at(recipe.warmup) <= recipe.phases[0].rate
@@ -299,8 +299,21 @@ def test_the_recipes_that_come_with_cdcodec_are_sound() -> None:
         assert recipe.rate_at(recipe.steps - 1) <= 0.04
         for end in ends[:-1]:  # each phase warms up anew, to its own rate
             assert recipe.rate_at(end) < recipe.rate_at(end + recipe.warmup) <= recipe.phase_at(end)[1].rate
-    with pytest.raises(TrainingError, match="one of compact-eps, compact-x, smoke"):
+    with pytest.raises(TrainingError, match="one of compact-eps, compact-x, compact-x-further, smoke"):
         load_recipe("nothing")
+
+
+def test_a_recipe_resized_has_its_share_of_steps_and_other_batches() -> None:
+    recipe = load_recipe("compact-x")
+    small = recipe.resized(0.01, 8)
+    assert [phase.steps for phase in small.phases] == [phase.steps // 100 for phase in recipe.phases]
+    assert {phase.batch for phase in small.phases} == {8}
+    assert small.warmup == recipe.warmup // 100
+    assert small.rate_at(40) == pytest.approx(recipe.rate_at(4000))  # at the same share of the way, the same rate
+    assert [phase.steps for phase in recipe.resized(1e-6).phases] == [1] * len(recipe.phases)
+    assert recipe.resized() == recipe
+    with pytest.raises(TrainingError, match="a batch of 6: .* multiple of 4"):
+        recipe.resized(1.0, 6)
 
 
 def test_what_cannot_be_trained_on_is_said(photographs: Path, tmp_path: Path) -> None:

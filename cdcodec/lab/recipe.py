@@ -73,6 +73,18 @@ class Recipe:
         """Share of λ at a step."""
         return min(1.0, (step + 1) / max(1.0, self.ramp * self.phases[0].steps))
 
+    def resized(self, scale: float = 1.0, batch: int | None = None) -> Recipe:
+        """The same with `scale` times the steps of every phase and of its warm-up, and `batch` crops a step.
+
+        Raises TrainingError for a batch that no phase can have.
+        """
+        phases = [
+            dataclasses.replace(phase, steps=max(1, round(scale * phase.steps)), batch=batch or phase.batch)
+            for phase in self.phases
+        ]
+        changed = dataclasses.replace(self, warmup=round(scale * self.warmup), phases=tuple(phases))
+        return parse_recipe(changed.to_dict(), f"a batch of {batch}")
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
