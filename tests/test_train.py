@@ -312,7 +312,7 @@ def test_a_recipe_resized_has_its_share_of_steps_and_other_batches() -> None:
     assert small.rate_at(40) == pytest.approx(recipe.rate_at(4000))  # at the same share of the way, the same rate
     assert [phase.steps for phase in recipe.resized(1e-6).phases] == [1] * len(recipe.phases)
     assert recipe.resized() == recipe
-    with pytest.raises(TrainingError, match="a batch of 6: .* multiple of 4"):
+    with pytest.raises(TrainingError, match=r"a batch of 6: .* multiple of 4"):
         recipe.resized(1.0, 6)
 
 
