@@ -242,12 +242,12 @@ def test_export_replaces_weights_by_force_only_and_when_all_is_made(
 
 def test_a_line_of_the_log_is_of_one_phase(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_EVERY", 3)
-    phases = (dataclasses.replace(RECIPE.phases[0], steps=2), Phase("entropy", steps=1, crop=64, batch=4))
+    phases = (dataclasses.replace(RECIPE.phases[0], steps=4), Phase("entropy", steps=1, crop=64, batch=4))
     recipe = dataclasses.replace(RECIPE, phases=phases)
     train(photographs, tmp_path, recipe, device="cpu", precision="float32", quiet=True)
-    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
-    assert line["phase"] == "entropy"
-    assert "base_mse" not in line
+    _, *lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert [(line["step"], line["phase"]) for line in lines] == [(3, "autoencoder"), (4, "autoencoder"), (5, "entropy")]
+    assert ["base_mse" in line for line in lines] == [True, True, False]
 
 
 def save_run(run: Trainer, folder: Path, root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -103,8 +104,8 @@ def _loop(
     validate_minutes: float,
 ) -> None:
     began = saved = validated = time.monotonic()
-    seen: dict[str, list[Tensor]] = {}  # what the steps of one phase measured since the last line of the log
-    entered = -1
+    seen: dict[str, list[Tensor]] = {}  # what the steps measured since the last line of the log, all of one phase
+    ends = set(itertools.accumulate(phase.steps for phase in trainer.recipe.phases))
 
     def save() -> None:
         if log is not None and not trainer.updating:
@@ -113,14 +114,11 @@ def _loop(
     with _interruptible(trainer) as leave_if_told:
         try:
             while trainer.step_count < trainer.recipe.steps:
-                index, phase = trainer.recipe.phase_at(trainer.step_count)
-                if index != entered:
-                    trainer.look(seen.get("gradient", ()))
-                    entered, seen = index, {}
+                _, phase = trainer.recipe.phase_at(trainer.step_count)
                 for name, value in trainer.step().items():
                     seen.setdefault(name, []).append(value)
                 leave_if_told()
-                if trainer.step_count % LOG_EVERY == 0:
+                if trainer.step_count % LOG_EVERY == 0 or trainer.step_count in ends:
                     means = {name: torch.stack(values).mean() for name, values in seen.items()}
                     trainer.world.average(list(means.values()))
                     trainer.look(seen["gradient"])
@@ -138,7 +136,6 @@ def _loop(
                     trainer.world.average([spent])  # so that all processes stop at the same step
                     if minutes is not None and spent.item() > minutes:
                         break
-            trainer.look(seen.get("gradient", ()))
             if check is not None and log is not None:
                 log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
         finally:
