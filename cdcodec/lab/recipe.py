@@ -24,7 +24,7 @@ class Recipe:
     """preset: which architecture. seed: of every random draw and of the initial weights.
 
     lr_muon, lr_adam, lr_far: peak learning rates (optim.Split). lr_critic: the critic's, constant.
-    warmup: steps of linear rise in each phase.
+    warmup: steps of linear rise in each phase; a phase begins with the averaged weights of the one before.
     ramp: share of the first phase over which λ rises from zero (0 when training goes on from weights).
     ema: decay of the averaged weights. clip: largest gradient norm. lpips: "squeeze", "alex" or "vgg", the network of
     the perceptual phases.
@@ -52,29 +52,32 @@ class Recipe:
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
-    def phase_at(self, step: int) -> tuple[int, Phase]:
-        """Index and phase that step 0 ≤ step < steps belongs to."""
+    def phase_at(self, step: int) -> tuple[int, Phase, int]:
+        """Index and phase that step 0 ≤ step < steps belongs to, and how many steps of the phase lie before it."""
         for i, phase in enumerate(self.phases):
             if step < phase.steps:
-                return i, phase
+                return i, phase, step
             step -= phase.steps
         raise IndexError(step)
 
     def rate_at(self, step: int) -> float:
         """Learning rate at a step as a share of its peak: in each phase linear warm-up, constant, linear decay."""
-        for phase in self.phases:
-            if step < phase.steps:
-                left = (phase.steps - step) / max(1.0, phase.decay * phase.steps)
-                return phase.rate * min(1.0, (step + 1) / max(1, self.warmup), max(0.01, left))
-            step -= phase.steps
-        raise IndexError(step)
+        _, phase, own = self.phase_at(step)
+        left = (phase.steps - own) / max(1.0, phase.decay * phase.steps)
+        return phase.rate * min(1.0, (own + 1) / max(1, self.warmup), max(0.01, left))
+
+    def fresh_at(self, step: int) -> float:
+        """The share of a step's weights in the averages: 1 - ema, and more while the phase is young, so that they are of
+        a tenth of the phase at most."""
+        _, _, own = self.phase_at(step)
+        return 1 - min(self.ema, (2 + own) / (11 + own))
 
     def ramp_at(self, step: int) -> float:
         """Share of λ at a step."""
         return min(1.0, (step + 1) / max(1.0, self.ramp * self.phases[0].steps))
 
     def resized(self, scale: float = 1.0, batch: int | None = None) -> Recipe:
-        """The same with `scale` times the steps of every phase and of its warm-up, and `batch` crops a step.
+        """The same with `scale` times the steps of every phase, warm-up as it is, and `batch` crops a step.
 
         Raises TrainingError for a batch that no phase can have.
         """
@@ -82,7 +85,7 @@ class Recipe:
             dataclasses.replace(phase, steps=max(1, round(scale * phase.steps)), batch=batch or phase.batch)
             for phase in self.phases
         ]
-        changed = dataclasses.replace(self, warmup=round(scale * self.warmup), phases=tuple(phases))
+        changed = dataclasses.replace(self, phases=tuple(phases))
         return parse_recipe(changed.to_dict(), f"a batch of {batch}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,6 +131,7 @@ def _check(recipe: Recipe) -> None:
         (recipe.lpips in BACKBONES, f"lpips must be one of {_list(BACKBONES)}"),
         (all(0 < rate < math.inf for rate in rates), "rates of learning and clip must be above 0"),
         (recipe.warmup >= 0 and 0 <= recipe.ramp <= 1, "warmup must be 0 or above, ramp from 0 to 1"),
+        (0 <= recipe.seed < 2**63, "the seed must be from 0 to below 2^63"),
         (0 <= recipe.ema < 1, "ema must be from 0 to below 1"),
         (0 < weights.lambda_scale < math.inf, "lambda_scale must be above 0"),
         (0 <= min(weights.kappa, weights.lattice), "kappa and lattice must be 0 or above"),

@@ -114,7 +114,7 @@ def _loop(
     with _interruptible(trainer) as leave_if_told:
         try:
             while trainer.step_count < trainer.recipe.steps:
-                _, phase = trainer.recipe.phase_at(trainer.step_count)
+                _, phase, _ = trainer.recipe.phase_at(trainer.step_count)
                 for name, value in trainer.step().items():
                     seen.setdefault(name, []).append(value)
                 leave_if_told()

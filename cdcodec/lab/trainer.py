@@ -119,12 +119,14 @@ class Trainer:
     def step(self) -> dict[str, Tensor]:
         """One optimiser step over all processes; returns the metrics of this process's share as 0-dim tensors."""
         count = self.step_count
-        index, phase = self.recipe.phase_at(count)
+        index, phase, own = self.recipe.phase_at(count)
+        if own == 0:
+            _fill(self.parameters, self.average)
         if index != self._phase:
             self._enter(index, phase)
         self._key.copy_(draws.keys(self.recipe.seed, count, self._samples))
         self._ramp.fill_(self.recipe.ramp_at(count) if self.ramp else 1.0)
-        self._fresh.fill_(1 - min(self.recipe.ema, (2 + count) / (11 + count)))
+        self._fresh.fill_(self.recipe.fresh_at(count))
         for optimiser, peak in self.optimisers:
             rate = peak * self.recipe.rate_at(count)
             for group in optimiser.param_groups:
