@@ -65,14 +65,16 @@ fuzz: setup ## mutated files through parser and decoder
 kills: setup ## encode, decode, train and eval killed 300 times at random moments
 	$(BIN)/python tests/kills.py --count 300
 
-# TRAIN: options for both trainings, such as "--scale 0.1 --batch 8"; a run that was stopped goes on by itself
+# TRAIN: what to make of the recipes, such as "--scale 0.1 --batch 8". Given again, it goes on with a run of compact-x
+# that was stopped, by the recipe that it began with.
 TRAIN ?=
-begin = --images $(IMAGES) --out runs/$(1) $(if $(wildcard runs/$(1)/state.pt),--resume,--recipe $(1) $(2) $(TRAIN))
+BEGIN = $(if $(wildcard runs/compact-x/state.pt),--resume,$(TRAIN))
 
 train: setup ## new weights from a folder of photographs: make train IMAGES=photos VALID=held-out METRICS=lpips
-	$(BIN)/cdcodec train $(call begin,compact-x) $(if $(VALID),--valid $(VALID)) $(EVAL)
+	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-x $(BEGIN) $(if $(VALID),--valid $(VALID)) $(EVAL)
 	$(BIN)/cdcodec export --force runs/compact-x runs/weights $(if $(VALID),--valid $(VALID))
-	$(BIN)/cdcodec train $(call begin,compact-eps,--start runs/weights) $(EVAL)
+	rm -rf runs/compact-eps
+	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-eps --recipe compact-eps --start runs/weights $(TRAIN)
 	$(BIN)/cdcodec export --force runs/compact-eps runs/weights
 
 clean: ## what can be made again

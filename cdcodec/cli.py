@@ -176,19 +176,20 @@ def verify(paths: tuple[str, ...], max_pixels: int, quiet: bool, weights: Path |
 @click.option("--images", metavar="DIR", required=True, type=FOLDER, help="Photographs to train on.")
 @click.option("--out", "run", metavar="DIR", required=True, type=FOLDER, help="Where state, log and pictures go.")
 @click.option("--recipe", metavar="NAME", help="One that comes with cdcodec, or a TOML file. [default: compact-x]")
-@click.option("--scale", metavar="FLOAT", type=click.FloatRange(min=0, min_open=True), callback=finite,
+@click.option("--scale", metavar="FLOAT", type=click.FloatRange(0, 1000, min_open=True), callback=finite,
               help="Take this share of the recipe's steps, or more than all of them.")
-@click.option("--batch", metavar="N", type=click.IntRange(min=4), help="Crops a step, instead of the recipe's.")
+@click.option("--batch", metavar="N", type=click.IntRange(min=4), help="Crops a step, a multiple of 4.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out at its next step, by its own recipe.")
 @click.option("--start", metavar="DIR", type=FOLDER, help="Begin with the weights in this folder.")
 @click.option("--valid", "validation", metavar="DIR", type=FOLDER, help="Photographs to watch the progress on.")
-@click.option("--metric-weights", metavar="DIR", type=FOLDER, help="Where the weights of LPIPS lie.")
+@click.option("--metric-weights", metavar="DIR", type=FOLDER,
+              help="Folder of LPIPS' networks. [default: $CDCODEC_METRIC_WEIGHTS, else torch's cache]")
 @click.option("--minutes", metavar="FLOAT", type=click.FloatRange(min=0), callback=finite, help="Stop after these.")
-@click.option("--graph/--no-graph", default=None, help="A step as one CUDA graph.  [default: one process on a GPU]")
+@click.option("--no-graph", is_flag=True, help="On a GPU, do not make a step one CUDA graph.")
 @device_options
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 def train(*, images: Path, run: Path, recipe: str | None, scale: float | None, batch: int | None, resume: bool,
-          start: Path | None, threads: int | None, **options: Any) -> None:  # fmt: skip
+          start: Path | None, threads: int | None, no_graph: bool, **options: Any) -> None:  # fmt: skip
     """Train a model on a folder of photographs. Several processes: torchrun -m cdcodec -- train ..."""
     if resume and (recipe or start or scale or batch):
         raise click.UsageError(
@@ -205,11 +206,13 @@ def train(*, images: Path, run: Path, recipe: str | None, scale: float | None, b
             raise TrainingError(f"{run} holds a training run already; --resume continues it")
         chosen = None if resume else recipes.load_recipe(recipe or "compact-x").resized(scale or 1.0, batch)
         whole = chosen and (chosen.model.shares or chosen.preset)
+        if chosen and chosen.model.shares and not start:
+            raise TrainingError(f"{chosen.preset} is trained for the files of {whole}: name its weights by --start")
         if whole and start:
             options["start"] = store.load_tensors(start, preset=whole)[0] | critic.beside(start / whole)
             options["trained"] = int(store.about(start, preset=whole).get("steps", 0))
         keep_freed_memory()
-        trainer.train(images, run, chosen, **options)
+        trainer.train(images, run, chosen, graph=not no_graph, **options)
 
 
 @main.command()

@@ -111,8 +111,8 @@ def find_weights(explicit: str | Path | None = None) -> Path:
     for folder in [Path(told)] if told else [here.parent / "weights", here / "_weights"]:
         if folder.is_dir() and any(folder.glob("**/*.safetensors")):
             return folder
-    where = f"in {told}" if told else "beside the package"
-    raise WeightsError(f"no weights {where}; name the folder with --weights DIR or CDCODEC_WEIGHTS")
+    where = f"in {told}" if told else "beside the package; name a folder with --weights DIR or CDCODEC_WEIGHTS"
+    raise WeightsError(f"no weights {where}")
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from cdcodec.config import PRESETS
 from cdcodec.errors import ImageError, OutputError, TrainingError, WeightsError
 from cdcodec.lab import draws
 from cdcodec.lab import train as training
-from cdcodec.lab.data import Photographs
+from cdcodec.lab.data import Photographs, find_images
 from cdcodec.lab.export import export_run
 from cdcodec.lab.objective import Phase, Weights
 from cdcodec.lab.optim import orthogonalise
@@ -70,6 +71,28 @@ def test_crops_are_pieces_of_the_pictures(tmp_path: Path) -> None:
     assert 8 < (steps[:, 0, 0] == -1).sum() < 32
     assert (crops[:, 0, 1:] - crops[:, 0, :-1] == 1).all()
     assert len(crops[:, 0, 0, 0].unique()) > 10
+
+
+def test_hidden_pictures_and_what_the_run_itself_draws_are_left_out(photographs: Path, tmp_path: Path) -> None:
+    folder, run = tmp_path / "photos", tmp_path / "photos" / "runs" / "a"
+    shutil.copytree(photographs, folder)
+    names = [path.relative_to(folder) for path in find_images(folder)]
+    for path in (folder / "._where.png", folder / ".thumbnails" / "where.png", run / "validation-0000001.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "coffee.png", path)
+    (folder / "album.png").mkdir()
+    assert [path.relative_to(folder) for path in find_images(folder, run)] == names
+    assert len(find_images(folder)) == len(names) + 1
+
+
+def test_on_a_cpu_a_slow_step_is_told_and_timed_at_once(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LOOK_SECONDS", 0.0)
+    train(photographs, tmp_path, RECIPE, device="cpu", precision="float32", quiet=True, minutes=0)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line.get("step") for line in lines] == [None, 1]
+    assert load_state(tmp_path)["step"] == 1
 
 
 def test_training_lowers_the_loss(photographs: Path) -> None:
@@ -182,8 +205,10 @@ def test_another_denoiser_for_the_same_files(
 
     recipe = tmp_path / "eps.toml"
     recipe.write_text("preset = 'tiny-eps'\n[[phase]]\nkind = 'noise'\nsteps = 2\nbatch = 8\ncrop = 64\n")
-    words = ["--images", photographs, "--out", tmp_path / "cli", "--recipe", recipe, "--start", root, "--quiet"]
-    done = CliRunner().invoke(main, ["train", *map(str, [*words, "--valid", photographs, "--device", "cpu"])])
+    words = ["--images", photographs, "--out", tmp_path / "cli", "--recipe", recipe, "--quiet", "--device", "cpu"]
+    done = CliRunner().invoke(main, ["train", *map(str, words)])
+    assert (done.exit_code, "files of tiny-x: name its weights by --start" in done.output) == (1, True)
+    done = CliRunner().invoke(main, ["train", *map(str, [*words, "--start", root, "--valid", photographs])])
     assert done.exit_code == 0, done.output
     last = json.loads((tmp_path / "cli" / "log.jsonl").read_text().splitlines()[-1])
     assert all(math.isfinite(value) for row in last["validation"] for value in row.values())
@@ -210,6 +235,10 @@ def test_another_denoiser_for_the_same_files(
     written = find(root, checkpoint=noisy.id)
     assert written.preset == "tiny-x"
     assert all(verdict == "ok" for _, verdict in verify(root))
+    run.average[run.names.index("synthesis.stem.weight")].mul_(2)  # for another decoder of the same files
+    save_state(tmp_path / "eps", run.state())
+    with pytest.raises(WeightsError, match="tiny-eps was trained on other weights"):
+        export_run(tmp_path / "eps", root, force=True)
     (root / "tiny-x" / "base.safetensors").write_bytes(b"another")
     with pytest.raises(WeightsError, match="another tiny-x"):
         load_tensors(root, preset="tiny-eps")
@@ -294,6 +323,7 @@ def save_run(run: Trainer, folder: Path, root: Path) -> None:
         ("[[phase]]\nlpips = 0.5\ncritic = nan", "share must be 0 or above"),
         ("[[phase]]\ncrop = 100", "one of 64"),
         ("[[phase]]\nsteps = 'many'", "expected int"),
+        ("seed = 99999999999999999999\n[[phase]]\nsteps = 1", "seed must be"),
         ("[[phase]", "not a TOML recipe"),
     ],
 )
@@ -338,7 +368,7 @@ def test_what_cannot_be_trained_on_is_said(photographs: Path, tmp_path: Path) ->
     with pytest.raises(TrainingError, match="name a recipe"):
         train(photographs, tmp_path / "run", None)
     (tmp_path / "run" / STATE).write_bytes(b"nonsense")
-    with pytest.raises(TrainingError, match="cannot be read"):
+    with pytest.raises(TrainingError, match=r"damaged, or not the state of a run$"):
         train(photographs, tmp_path / "run", RECIPE)
     torch.save({"recipe": {}, "step": 1}, tmp_path / "run" / STATE)
     with pytest.raises(TrainingError, match="is not the state of a training run: it has no average"):

@@ -18,9 +18,18 @@ SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 STREAM_IMAGE, STREAM_PLACE = 1, 2
 
 
-def find_images(folder: Path) -> list[Path]:
-    """All pictures below a folder, sorted. Raises TrainingError when there is none."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+def find_images(folder: Path, without: Path | None = None) -> list[Path]:
+    """All pictures below a folder, sorted, but for hidden ones and those below `without`. Raises TrainingError when
+    there is none."""
+    aside = without and without.resolve()
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+        and (aside is None or aside not in path.resolve().parents)
+    )
     if not paths:
         raise TrainingError(f"no pictures in {folder}")
     return paths
@@ -37,11 +46,12 @@ def read_named(path: Path) -> NDArray[np.uint8]:
 class Photographs:
     """All pictures of a folder as flat uint8 pixels (sum of H·W, 3) on one device, with each one's offset and size.
 
-    Pictures smaller than `smallest` on a side are left out (`skipped` counts them, and those that cannot be read).
+    Pictures smaller than `smallest` on a side are left out (`skipped` counts them, and those that cannot be read), and
+    without a word those below the folder `without`.
     """
 
-    def __init__(self, folder: Path, device: torch.device, smallest: int) -> None:
-        paths = find_images(folder)
+    def __init__(self, folder: Path, device: torch.device, smallest: int, without: Path | None = None) -> None:
+        paths = find_images(folder, without)
 
         def load(path: Path) -> np.ndarray | None:
             try:

@@ -31,6 +31,7 @@ from cdcodec.weights import (
     bitstream_names,
     file_hash,
     load_model,
+    read,
     read_metadata,
     save,
     tensor_hash,
@@ -133,7 +134,9 @@ def write_checkpoints(
     if config.shares:
         shared = (beside or folder.parent) / config.shares / BASE
         stated = read_metadata(shared)
-        if stated["bitstream"] != metadata["bitstream"]:
+        _, theirs = read(shared)
+        both = [name for name in base if not name.startswith("unet.")]
+        if not theirs.keys() >= set(both) or tensor_hash(base, both) != tensor_hash(theirs, both):
             raise WeightsError(f"{config.preset} was trained on other weights than those in {shared.parent}")
         base = {name: value for name, value in base.items() if name.startswith("unet.")}
         metadata["shares"], metadata["shared"] = config.shares, file_hash(shared)

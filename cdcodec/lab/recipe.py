@@ -67,8 +67,8 @@ class Recipe:
         return phase.rate * min(1.0, (own + 1) / max(1, self.warmup), max(0.01, left))
 
     def fresh_at(self, step: int) -> float:
-        """The share of a step's weights in the averages: 1 - ema, and more while the phase is young, so that they are of
-        a tenth of the phase at most."""
+        """The share of a step's weights in the averages: 1 - ema, and more while the phase is young: they are of its
+        last tenth or less."""
         _, _, own = self.phase_at(step)
         return 1 - min(self.ema, (2 + own) / (11 + own))
 

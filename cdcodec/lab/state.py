@@ -21,8 +21,8 @@ def load_state(run: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(run / STATE, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"{run} holds no training run ({STATE} is missing)") from None
-    except Exception as error:
-        raise TrainingError(f"{run / STATE} cannot be read: {error}") from None
+    except Exception:
+        raise TrainingError(f"{run / STATE} cannot be read: it is damaged, or not the state of a run") from None
     absent = KEPT - set(state if isinstance(state, dict) else ())
     if absent:
         raise TrainingError(f"{run / STATE} is not the state of a training run: it has no {min(absent)}")

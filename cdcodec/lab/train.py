@@ -27,7 +27,8 @@ from cdcodec.lab.trainer import Trainer
 from cdcodec.lab.validate import Validation
 from cdcodec.lab.world import World
 
-LOG_EVERY = 50
+LOG_EVERY, LOOK_SECONDS = 50, 60.0
+"""Steps from one line of the log to the next, and on a CPU seconds at most."""
 
 
 def train(
@@ -40,7 +41,7 @@ def train(
     trained: int = 0,
     device: str = "auto",
     precision: str = "auto",
-    graph: bool | None = None,
+    graph: bool = True,
     metric_weights: Path | None = None,
     minutes: float | None = None,
     save_minutes: float = 5.0,
@@ -50,7 +51,7 @@ def train(
     """Trains in the folder `run`, going on there if it holds a state, until the recipe's last step or `minutes`.
 
     recipe None takes the run's own. start, trained: as of `Trainer.start_from`. graph: the step becomes one CUDA
-    graph (None: where a GPU is one process's own).
+    graph, where a GPU is one process's own.
     Raises TrainingError, WeightsError; Ctrl-C and SIGTERM save the state first.
     """
     place = pick_device(device)
@@ -67,12 +68,12 @@ def train(
     for phase in recipe.phases:
         if phase.batch % (4 * world.size):
             raise TrainingError(f"a batch of {phase.batch} does not split into fours over {world.size} processes")
-    photographs = Photographs(images, place, max(phase.crop for phase in recipe.phases))
+    photographs = Photographs(images, place, max(phase.crop for phase in recipe.phases), without=run)
     dtype = pick_dtype(precision, place)
     if place.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-    captured = place.type == "cuda" and world.size == 1 and graph is not False
+    captured = place.type == "cuda" and world.size == 1 and graph
     trainer = Trainer(
         recipe, photographs, place, world, dtype=dtype, graph=captured, metric_weights=metric_weights
     )
@@ -103,7 +104,8 @@ def _loop(
     save_minutes: float,
     validate_minutes: float,
 ) -> None:
-    began = saved = validated = time.monotonic()
+    began = saved = validated = looked = time.monotonic()
+    alone = trainer.world.size == 1 and trainer.device.type == "cpu"  # to look at the clock costs nothing
     seen: dict[str, list[Tensor]] = {}  # what the steps measured since the last line of the log, all of one phase
     ends = set(itertools.accumulate(phase.steps for phase in trainer.recipe.phases))
 
@@ -118,14 +120,15 @@ def _loop(
                 for name, value in trainer.step().items():
                     seen.setdefault(name, []).append(value)
                 leave_if_told()
-                if trainer.step_count % LOG_EVERY == 0 or trainer.step_count in ends:
+                late = alone and time.monotonic() - looked > LOOK_SECONDS
+                if late or trainer.step_count % LOG_EVERY == 0 or trainer.step_count in ends:
                     means = {name: torch.stack(values).mean() for name, values in seen.items()}
                     trainer.world.average(list(means.values()))
                     trainer.look(seen["gradient"])
                     if log is not None:
                         log.step(trainer.step_count, phase, {name: mean.item() for name, mean in means.items()})
                     seen = {}
-                    now = time.monotonic()
+                    now = looked = time.monotonic()
                     if now - saved > 60 * save_minutes:
                         save()
                         saved = time.monotonic()

@@ -34,7 +34,8 @@ class Validation:
         pictures = [read_named(path) for path in chosen]
         self.pictures = [_centre(pixels) for pixels in pictures if min(pixels.shape[:2]) >= SMALLEST]
         if not self.pictures:
-            raise TrainingError(f"no picture in {folder} is at least {SMALLEST} pixels wide and high")
+            small = f"none is at least {SMALLEST} pixels wide and high"
+            raise TrainingError(f"{folder}: of the {len(chosen)} pictures taken to watch the progress on, {small}")
         at_hand, _ = usable(["lpips-alex"], metric_weights)
         self.lpips = load_lpips("alex", metric_weights) if at_hand else None
         self.dtype = dtype
