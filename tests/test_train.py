@@ -95,6 +95,20 @@ def test_on_a_cpu_a_slow_step_is_told_and_timed_at_once(
     assert load_state(tmp_path)["step"] == 1
 
 
+def test_a_run_that_goes_on_with_other_photographs_says_so(photographs: Path, tmp_path: Path) -> None:
+    folder, run = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photographs, folder)
+
+    def notes() -> list[str]:
+        train(folder, run, RECIPE, device="cpu", precision="float32", quiet=True)
+        lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        return [line["note"] for line in lines if "note" in line]
+
+    assert [len(notes()), len(notes())] == [1, 2]
+    shutil.copy(folder / "coffee.png", folder / "coffee-2.png")
+    assert "the run had 3 photographs" in notes()[-1]
+
+
 def test_training_lowers_the_loss(photographs: Path) -> None:
     recipe = dataclasses.replace(RECIPE, warmup=5, ramp=0.0, lr_adam=0.01, phases=(Phase("autoencoder", 60, 64, 8),))
     run = trainer(photographs, recipe)

@@ -78,6 +78,9 @@ class Photographs:
         self.sizes = sizes.to(device)
         self.offsets = (areas.cumsum(0) - areas).to(device)
 
+    def __str__(self) -> str:
+        return f"{self.count} photographs, {self.pixels_total / 1e6:.0f} megapixels"
+
     def crops(self, key: Tensor, side: int) -> Tensor:
         """float32 (B, 3, side, side) in [-1, 1] for draw keys (B,): a piece of a picture each, half mirrored."""
         image = (draws.uniform(key, STREAM_IMAGE, 1)[:, 0] * self.count).long().clamp(max=self.count - 1)

@@ -85,8 +85,9 @@ def train(
     log = RunLog(run, recipe.steps, trainer.step_count, quiet) if world.rank == 0 else None
     if log is not None:
         files.write(str(run / "recipe.json"), json.dumps(recipe.to_dict(), indent=1).encode(), force=True)
-        log.note(f"{photographs.count} pictures, {photographs.pixels_total / 1e6:.0f} megapixels, "
-                 f"{photographs.skipped} left out; {place}, {dtype}, {world.size} process(es)")
+        log.note(f"{photographs}, {photographs.skipped} left out; {place}, {dtype}, {world.size} process(es)")
+        if state is not None and state["data"] != str(photographs):
+            log.note(f"the run had {state['data']} before: its next steps are others than they would have been")
     _loop(
         trainer, log, check, run, minutes=minutes, save_minutes=save_minutes, validate_minutes=validate_minutes
     )

@@ -191,7 +191,7 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "step": self.step_count,
             "trained": self.trained,
-            "data": f"{self.photographs.count} photographs, {self.photographs.pixels_total / 1e6:.0f} megapixels",
+            "data": str(self.photographs),
             "ramp": self.ramp,
             "parameters": [p.detach() for p in self.parameters],
             "average": self.average,
