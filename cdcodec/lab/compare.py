@@ -9,7 +9,7 @@ import numpy as np
 
 from cdcodec import image
 from cdcodec.errors import CdcodecError
-from cdcodec.lab.data import read_named
+from cdcodec.lab.data import below, read_named
 from cdcodec.lab.metrics import OF_SETS, Judge
 
 Values = dict[str, float | None]
@@ -60,9 +60,8 @@ def of_sets(a: Path, b: Path, names: Collection[str], folder: Path | None, devic
 
 
 def _stems(folder: Path) -> dict[str, Path]:
-    known = image.readable_extensions()
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(paths)}
+    paths = below(folder, image.readable_extensions())
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def mean(values: Iterable[float | None]) -> float | None:

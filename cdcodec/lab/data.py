@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,18 +19,22 @@ SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 STREAM_IMAGE, STREAM_PLACE = 1, 2
 
 
-def find_images(folder: Path, without: Path | None = None) -> list[Path]:
-    """All pictures below a folder, sorted, but for hidden ones and those below `without`. Raises TrainingError when
-    there is none."""
+def below(folder: Path, suffixes: Collection[str], without: Path | None = None) -> list[Path]:
+    """The files below a folder with one of these endings, sorted, but for hidden ones and those below `without`."""
     aside = without and without.resolve()
-    paths = sorted(
+    return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in suffixes
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
         and (aside is None or aside not in path.resolve().parents)
     )
+
+
+def find_images(folder: Path, without: Path | None = None) -> list[Path]:
+    """All pictures to train or validate on that are `below` a folder. Raises TrainingError when there is none."""
+    paths = below(folder, SUFFIXES, without)
     if not paths:
         raise TrainingError(f"no pictures in {folder}")
     return paths

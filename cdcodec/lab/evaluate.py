@@ -32,6 +32,7 @@ from cdcodec import image
 from cdcodec.errors import CdcodecError
 from cdcodec.lab import fid, results
 from cdcodec.lab.codecs import Codec, Own, Setting
+from cdcodec.lab.data import below
 from cdcodec.lab.metrics import OF_SETS, Judge
 from cdcodec.lab.results import Key, Result
 
@@ -131,16 +132,9 @@ def survey(
 
     Hidden files and folders are left out, and so is the folder of the report if it lies within.
     """
-    known, own = image.readable_extensions(), None if out is None else out.resolve()
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in known and path.is_file() and (own is None or own not in path.resolve().parents)
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]  # fmt: skip
     sources: list[Source] = []
     broken: list[str] = []
-    for path in paths:
+    for path in below(folder, image.readable_extensions(), out):
         if limit is not None and len(sources) == limit:
             break
         name = path.relative_to(folder).as_posix()
