@@ -278,7 +278,8 @@ def _log(value: float) -> float:
 
 def _overhead(chunks: Mapping[str, bytes]) -> int:
     """Bytes of a file with these chunks but for its payload."""
-    return container.HEADER.size + sum(4 + len(chunk) for chunk in chunks.values() if chunk)
+    nothing = container.Header(0, 1.0, 1, 1, 0)
+    return len(container.pack(nothing, chunks, b"-")) - 1
 
 
 __all__ = ["TRIES", "Hit", "Measure", "Target", "encode", "psnr", "search", "to_quality", "to_size"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from pathlib import Path
@@ -25,7 +26,7 @@ from example import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdcodec.bits import container
+from cdcodec.bits import container, deflate
 from cdcodec.bits.coder import Tables, write
 from cdcodec.bits.container import pack, unpack
 from cdcodec.bits.tables import SCALES, TOTAL_BITS, quantise_pmf
@@ -58,8 +59,9 @@ def test_the_header_table_is_the_struct():
 
 def test_the_chunk_table_is_the_code():
     assert [(int(bit), name) for bit, name, _ in table(3)] == list(enumerate(container.CHUNKS))
-    assert "bits 5–15 are zero" in SECTIONS[2]
-    assert len(container.CHUNKS) == 5
+    assert "bit 8 + i, of 0, 1 and 2 that follow: it is deflated" in SECTIONS[2]
+    assert (container.DEFLATED, container.DEFLATED_BIT) == (container.CHUNKS[:3], 8)
+    assert f"SHA-256 `{hashlib.sha256(deflate.DICTIONARY).hexdigest()}`" in SECTIONS[3]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,8 @@ def test_the_chunk_table_is_the_code():
     [
         (2, "`CD 43 44 43`", container.MAGIC == b"\xcd\x43\x44\x43"),
         (2, "1…65536", container.MAX_SIDE == 65536),
+        (3, "at most 2^24 bytes", deflate.MAX_CONTENT == 2**24),
+        (3, "the 3144 bytes", len(deflate.DICTIONARY) == 3144),
         (4, "within ±32767", SYMBOL_LIMIT == 32767),
         (5, "units of 2^−24", TOTAL_BITS == 24),
         (5, "σ = 0.1 · 2560^(k/255)", np.allclose(SCALES, 0.1 * 2560 ** (np.arange(256) / 255), rtol=1e-12)),

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cdcodec.bits.deflate import deflate, inflate
 from cdcodec.errors import CorruptError, ImageError, NotCDCError, TruncatedError, UnsupportedVersionError
 
 MAGIC = b"\xcdCDC"
@@ -21,6 +22,8 @@ VERSION = 1
 HEADER = struct.Struct("<4sHHIfHHII")
 CHUNKS = ("icc", "exif", "xmp", "alpha", "origin")
 """Names of the optional chunks; bit i of the flags says that CHUNKS[i] is there, and they follow in this order."""
+DEFLATED, DEFLATED_BIT = CHUNKS[:3], 8
+"""Those that are deflated where that is shorter (deflate.py); bit 8 + i of the flags says that CHUNKS[i] is."""
 
 MAX_SIDE = 1 << 16
 MAX_PIXELS = 1 << 28
@@ -38,7 +41,8 @@ class Header:
     lam: λ > 0, the rate's weight the picture was coded with; larger means a smaller file. Stored as float32.
     width, height: of the picture in pixels, 1…65536.
     symbol_check: uint32, `Symbols.check` of what the payload decodes to.
-    flags: which chunks follow. `unpack` and `read_header` fill it in; `pack` goes by the chunks it is given.
+    flags: which chunks follow, and which are deflated. `unpack` and `read_header` fill it in; `pack` goes by the chunks
+    it is given.
     """
 
     checkpoint: int
@@ -68,8 +72,9 @@ def pack(header: Header, chunks: Mapping[str, bytes], payload: bytes) -> bytes:
         if len(content) > MAX_CHUNK:
             raise ImageError(f"the picture's {name} data is over {MAX_CHUNK} bytes; strip it")
         if content:
-            flags |= 1 << bit
-            body += _LENGTH.pack(len(content)) + content
+            stored = deflate(content) if name in DEFLATED else content
+            flags |= 1 << bit | (len(stored) < len(content)) << bit + DEFLATED_BIT
+            body += _LENGTH.pack(len(stored)) + stored
     lam = _float32(header.lam)
     if not 0 < lam < math.inf:
         raise ValueError(f"λ = {header.lam} is not a positive float32")
@@ -95,7 +100,8 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     _, version, flags, checkpoint, lam, width, height, symbol_check, _ = HEADER.unpack_from(data)
     if version != VERSION:
         raise UnsupportedVersionError(f"format version {version} is not {VERSION}, the one known here; update cdcodec")
-    if flags >> len(CHUNKS):
+    there, deflated = flags % (1 << DEFLATED_BIT), flags >> DEFLATED_BIT
+    if there >> len(CHUNKS) or deflated >> len(DEFLATED) or deflated & ~there:
         raise UnsupportedVersionError(f"the flags 0x{flags:04x} name chunks not known here; update cdcodec")
     if not (math.isfinite(lam) and lam > 0):
         raise CorruptError(f"λ is stated as {lam}, but must be finite and above 0; get the file again")
@@ -111,6 +117,14 @@ def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, dict[str,
 
     Raises NotCDCError, UnsupportedVersionError, TruncatedError or CorruptError.
     """
+    header, stored, payload = split(data, max_pixels)
+    deflated = [name for bit, name in enumerate(DEFLATED, DEFLATED_BIT) if header.flags >> bit & 1]
+    chunks = {name: inflate(chunk, name) if name in deflated else chunk for name, chunk in stored.items()}
+    return header, chunks, payload
+
+
+def split(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, dict[str, bytes], bytes]:
+    """The same as `unpack`, but the chunks as they are stored: deflated ones stay so."""
     header = read_header(data, max_pixels)
     chunks = {}
     at = HEADER.size
