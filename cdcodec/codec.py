@@ -20,19 +20,29 @@ from cdcodec.weights import Checkpoint
 
 
 def encode(
-    pixels: NDArray[np.uint8], checkpoint: Checkpoint, lam: float, chunks: dict[str, bytes] | None = None
+    pixels: NDArray[np.uint8],
+    checkpoint: Checkpoint,
+    lam: float,
+    chunks: dict[str, bytes] | None = None,
+    *,
+    effort: int = 0,
+    rho: float | None = None,
 ) -> bytes:
     """A picture, uint8 (H, W, 3) sRGB, as the bytes of a .cdc file; a larger λ means a smaller file.
 
-    chunks: side information by name (icc, exif, xmp, alpha, origin), kept as it is. Raises WeightsError if λ lies
-    outside the checkpoint's ladder, ImageError for an array that is no picture.
+    chunks: side information by name (icc, exif, xmp, alpha, origin), kept as it is. effort: steps in which the latent
+    is refined for decoding at rho, None for the checkpoint's default; it can still be decoded at any other. Raises
+    WeightsError if λ lies outside the checkpoint's ladder, ImageError for an array that is no picture, SettingError.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise ImageError(f"expected uint8 pixels (H, W, 3), got {pixels.dtype} {pixels.shape}")
     height, width = pixels.shape[:2]
     lam = checkpoint.check_lambda(lam)
     config = checkpoint.model.config
-    symbols = checkpoint.model.analyse(pad(pixels, config.padding), lam)
+    rho = config.rho if rho is None else rho
+    if effort < 0 or not config.rho_min <= rho <= config.rho_max:
+        raise SettingError(f"encode needs effort ≥ 0 and {config.rho_min:g} ≤ ρ ≤ {config.rho_max:g}")
+    symbols = checkpoint.model.analyse(pad(pixels, config.padding), lam, effort=effort, rho=rho)
     header = Header(
         checkpoint=checkpoint.id,
         lam=lam,

@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PRESET = "compact-x"
 FORMAT = "cdcodec-1"
-BASE = "base.safetensors"
+BASE, JUDGE = "base.safetensors", "judge.safetensors"
 LADDER_TENSORS = ("condition", "log_gain", "log_inverse_gain", "log_variance")
 HEADER_LIMIT = 2**24
 
@@ -253,7 +254,9 @@ def load_model(
     show. compile: the denoiser by torch.compile. Raises WeightsError; ValueError for another tile, device or precision.
     """
     tensors = load_tensors(root, checkpoint=checkpoint, **which)
-    loaded = assemble(*tensors, device, precision, tile=tile, compile=compile)
+    place = find(find_weights(root), checkpoint=checkpoint, **which).path.with_name(JUDGE)
+    judge = partial(_read_judge, place)
+    loaded = assemble(*tensors, device, precision, tile=tile, compile=compile, judge=judge)
     if checkpoint is not None:
         loaded.check_file(checkpoint)
     return loaded
@@ -378,6 +381,12 @@ def _read_base(folder: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if file_hash(shared) != metadata.get("shared"):
         raise WeightsError(f"{folder.name} belongs to another {metadata['shares']} than the one beside it")
     return metadata, {**read(shared)[1], **tensors}
+
+
+def _read_judge(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        raise WeightsError(f"{path} is missing, without which there is no effort above 0 but at ρ = 0")
+    return read(path)[1]
 
 
 def _read_rung(path: Path, base_hash: str) -> tuple[float, dict[str, torch.Tensor]]:

@@ -59,7 +59,10 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Own:
-    """cdcodec itself with one preset of the weights in `root`; encodes once per λ, decodes once per setting."""
+    """cdcodec itself with one preset of the weights in `root`; encodes once per λ, decodes once per setting.
+
+    effort: of encoding, for decoding at the largest ρ of the settings.
+    """
 
     preset: str
     root: Path
@@ -67,11 +70,12 @@ class Own:
     precision: str
     rungs: tuple[float, ...]
     settings: tuple[Setting, ...]
+    effort: int = 0
     ladder: str = "lambda"
 
     @property
     def name(self) -> str:
-        return self.preset
+        return f"{self.preset} effort {self.effort}" if self.effort else self.preset
 
     @property
     def version(self) -> str:
@@ -87,7 +91,8 @@ class Own:
         return _checkpoint(self.root, self.preset, self.device, self.precision)
 
     def encode(self, pixels: Pixels, rung: float) -> bytes:
-        return codec.encode(pixels, self.load(), rung)
+        rho = max((setting["rho"] for setting in self.settings), default=None)
+        return codec.encode(pixels, self.load(), rung, effort=self.effort, rho=rho)
 
     def decode(self, data: bytes, setting: Setting) -> Pixels:
         return codec.decode(data, self.load(), **setting)[0]
@@ -295,7 +300,8 @@ def _weights_id(root: Path, preset: str) -> str:
     """Twelve hexadecimal digits that change whenever a file of the preset does."""
     import hashlib
 
-    hashes = [weights.file_hash(path) for path in sorted((root / preset).glob("*.safetensors"))]
+    files = [path for path in sorted((root / preset).glob("*.safetensors")) if path.name != weights.JUDGE]
+    hashes = [weights.file_hash(path) for path in files]
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12]
 
 

@@ -31,18 +31,23 @@ FIDELITY: Template = {"steps": 1, "gamma": 0.0, "rho": 0.0}
 
 @dataclass(frozen=True)
 class Preset:
-    """models: presets of weights. settings: how ours decodes. every: takes each n-th λ of the ladder only."""
+    """models: presets of weights. settings: how ours decodes. every: takes each n-th λ of the ladder only.
+    effort: of encoding.
+    """
 
     models: tuple[str, ...]
     settings: tuple[Template, ...]
     peers: tuple[str, ...]
     measures: tuple[str, ...]
     every: int = 1
+    effort: int = 0
 
 
 PRESETS = {
     "standard": Preset(OURS, ({}, FIDELITY), ("jpeg", "webp", "avif", "jxl", "heic"), tuple(metrics.MEASURES)),
-    "quality": Preset(OURS, (FIDELITY, {"rho": 0.9}), ("jpeg", "webp", "avif", "heic"), ("psnr", "lpips-alex")),
+    "quality": Preset(
+        OURS, (FIDELITY, {"rho": 0.9}), ("jpeg", "webp", "avif", "heic"), ("psnr", "lpips-alex"), effort=5
+    ),
     "figures": Preset(
         ("compact-x", "compact-eps"),
         (
@@ -68,6 +73,7 @@ class Request:
     out: Path
     preset: str = "standard"
     models: tuple[str, ...] = ()
+    effort: int | None = None
     lambdas: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     gammas: tuple[float, ...] = ()
@@ -151,7 +157,8 @@ def own(request: Request, preset: Preset, model: str) -> Own:
         if setting not in settings and (setting["steps"] > 0 or light_head):
             settings.append(setting)
     rungs = tuple(checkpoint.check_lambda(lam) for lam in request.lambdas) or checkpoint.ladder[:: preset.every]
-    return Own(model, root, request.device, request.precision, rungs, tuple(settings))
+    effort = preset.effort if request.effort is None else request.effort
+    return Own(model, root, request.device, request.precision, rungs, tuple(settings), effort)
 
 
 def record(request: Request, prepared: Prepared, command: str) -> dict[str, Any]:

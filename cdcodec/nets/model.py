@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ from torch import Tensor
 from cdcodec.errors import SettingError
 from cdcodec.nets.diffusion import Denoiser, ddim
 from cdcodec.nets.integer import IntegerHyperSynthesis
+from cdcodec.nets.judge import Judge
 from cdcodec.nets.networks import Conditioning, Networks
+from cdcodec.nets.refine import Refiner
 from cdcodec.nets.tiles import Box, Reach, Tiling, check
 from cdcodec.symbols import SYMBOL_LIMIT, Symbols
 
@@ -22,7 +26,8 @@ class Model:
 
     device: where the networks run. dtype: float32 or bfloat16, of the convolutions; latents and pixels are float32.
     tile: side in pixels of the tiles that a picture is cut into (see tiles.py), "auto" (large pictures only) or "off";
-    else ValueError. compile: let torch.compile make the denoiser, on CUDA with graphs.
+    else ValueError. compile: let torch.compile make the denoiser, on CUDA with graphs. judge: gives the tensors of the
+    Judge that effort above 0 asks.
     """
 
     def __init__(
@@ -34,8 +39,9 @@ class Model:
         *,
         tile: int | str = "auto",
         compile: bool = False,
+        judge: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        self.config = networks.config
+        self.config, self._judge = networks.config, judge
         self.tile, self.reach = check(tile), Reach.of(networks.config)
         self.integer, self.device, self.dtype = integer, device, dtype
         self.encoder_dtype = torch.float32 if self.config.exact_encoder else dtype
@@ -59,12 +65,20 @@ class Model:
             (rows @ ladder.log_variance).exp(),
         )
 
+    @cached_property
+    def judge(self) -> Judge | None:
+        return None if self._judge is None else Judge(self._judge(), self.device, self.dtype)
+
     @torch.inference_mode()
-    def analyse(self, pixels: NDArray[np.uint8], lam: float) -> Symbols:
+    def analyse(self, pixels: NDArray[np.uint8], lam: float, *, effort: int = 0, rho: float = 0.0) -> Symbols:
         """Padded pixels uint8 (H, W, 3), H and W multiples of the stride → the Symbols that code them.
 
-        y's index and mean come from the integers coded before, by the very function that the decoder calls.
+        effort: steps in which y is refined for how it decodes at ρ (refine.py). y's index and mean come from the
+        integers coded before, by the very function that the decoder calls. Raises SettingError for effort that a model
+        without a light head cannot make.
         """
+        if effort and self.config.blocks == "paper":
+            raise SettingError(f"{self.config.preset} has no light head to refine a latent by; encode without --effort")
         given = self.condition(lam)
         picture = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
         tiling = Tiling.of((pixels.shape[0], pixels.shape[1]), self.config, self.tile)
@@ -76,12 +90,41 @@ class Model:
 
         y = tiling.run(analysed, self.reach.analysis)[0] * given.gain
         z = _integers((self.networks.hyper_analysis(y)[0].cpu() - self.integer.offset).numpy())
+        if effort:
+            y = self._refined(y, z, picture, lam, effort, rho)
+        return self._coded(y, z)[0]
+
+    def _coded(self, y: Tensor, z: NDArray[np.int32]) -> tuple[Symbols, NDArray[np.int32], NDArray[np.uint8]]:
+        """The Symbols of y (1, C_y, h, w) given z, and mean, in 1/2^f, and scale index of every element (C_y, h, w)."""
         flat = y[0].cpu().numpy().reshape(-1)
+        means, indices = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.uint8)
 
         def code(places: NDArray[np.int64], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> NDArray[np.int32]:
+            means[places], indices[places] = mean, index
             return _integers(flat[places] - mean / 2.0**self.config.fraction_bits)
 
-        return self.integer(z, (y.shape[2], y.shape[3]), code)
+        symbols = self.integer(z, (y.shape[2], y.shape[3]), code)
+        return symbols, means.reshape(y.shape[1:]), indices.reshape(y.shape[1:])
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def _refined(  # noqa: PLR0917
+        self, y: Tensor, z: NDArray[np.int32], picture: Tensor, lam: float, effort: int, rho: float
+    ) -> Tensor:
+        """y after `effort` steps of refinement."""
+        given, realism = self.condition(lam), torch.tensor([rho], device=self.device)
+
+        def coded(y: Tensor) -> tuple[Tensor, Tensor]:
+            _, means, indices = self._coded(y, z)
+            mean, index = (torch.from_numpy(values).to(self.device)[None].float() for values in (means, indices))
+            return mean / 2.0**self.config.fraction_bits, index
+
+        def decoded(latent: Tensor) -> Tensor:
+            base: Tensor = self.networks.synthesis(latent * given.inverse_gain, given.condition, realism, self.dtype)[1]
+            return base
+
+        refiner = Refiner(self.config, coded, decoded, self.judge if rho > 0 else None, lam, rho)
+        return refiner(y.clone(), picture.to(self.device).float() / 127.5 - 1, effort)
 
     @torch.inference_mode()
     def synthesise(

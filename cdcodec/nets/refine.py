@@ -1,0 +1,116 @@
+"""What `--effort` buys: y moved, step by step, to what this picture's bits and looks gain most from.
+
+The encoder's networks give one answer for all pictures of a kind; a few steps of gradient descent on y itself find a
+better one for this picture (Campos et al. 2019, arXiv 1906.01223; Yang et al. 2020, arXiv 2006.04240). The objective is
+that of training: λ_eff·R + (1 − ρ/2)·2·D + ρ·0.9·LPIPS, R from the integers that code y, D and LPIPS of the light head's
+picture at ρ. LPIPS is that of SqueezeNet, seen as in training from all sides (Kettunen et al. 2019, arXiv 1906.03973).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cdcodec.config import ModelConfig
+from cdcodec.nets.hyperprior import SCALE_MAX, SCALE_MIN
+from cdcodec.nets.judge import SMALLEST, Judge
+from cdcodec.nets.tiles import Box, Tiling
+
+LAMBDA_SCALE, LAMBDA_POWER = 12.7, 1.365
+"""λ_eff = LAMBDA_SCALE·λ^LAMBDA_POWER, as in the recipes of compact-x."""
+MSE_WEIGHT, LPIPS_WEIGHT = 2.0, 0.9
+RATE, LAST_RATE = 0.06, 0.2
+"""Adam's step in units of y's rounding, falling linearly to LAST_RATE of it."""
+VIEWS = 8
+"""From how many sides LPIPS looks at each step, every second time from twice as far away."""
+SHIFTS = 4
+TILE, MARGIN = 1024, 64
+"""Larger pictures are decoded in tiles of this side in pixels, grown by a margin, for bounded memory."""
+
+Coded = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""y (1, C_y, h, w) → μ and the scale index of every element under which y would be coded, both like y."""
+Decoded = Callable[[Tensor], Tensor]
+"""ŷ (1, C_y, h, w), of a picture's part → the light head's picture (1, 3, 16h, 16w)."""
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """How one picture's y is coded and decoded, and who judges it. judge None: squared error alone."""
+
+    config: ModelConfig
+    coded: Coded
+    decoded: Decoded
+    judge: Judge | None
+    lam: float
+    rho: float
+
+    def __call__(self, y: Tensor, picture: Tensor, steps: int) -> Tensor:
+        """y (1, C_y, h, w), float32 with its gain, of a picture (1, 3, H, W) in [-1, 1] → y after so many steps."""
+        y = y.clone().requires_grad_()
+        adam = torch.optim.Adam([y], lr=RATE, betas=(0.8, 0.95))
+        group, draw = adam.param_groups[0], random.Random(0)
+        for step in range(steps):
+            adam.zero_grad()
+            self._descend(y, picture, draw)
+            if step == 0:  # what hardly matters shall hardly move: Adam alone gives every element steps of one size
+                assert y.grad is not None
+                group["eps"] = max(y.grad.square().mean().sqrt().item(), 1e-12)
+            group["lr"] = RATE * (1 - (1 - LAST_RATE) * step / steps)
+            adam.step()
+        return y.detach()
+
+    def _descend(self, y: Tensor, picture: Tensor, draw: random.Random) -> None:
+        """Adds the gradient of the objective to that of y."""
+        whole = Box(0, picture.shape[2], 0, picture.shape[3])
+        mean, index = self.coded(y.detach())
+        pixels = whole.bottom * whole.right
+        lam_eff = LAMBDA_SCALE * self.lam**LAMBDA_POWER
+        (lam_eff / pixels * self._bits(y, mean, index)).backward()
+        rounded = y.detach().sub(mean).round_().add_(mean)
+        for box in Tiling.of((whole.bottom, whole.right), self.config, TILE).boxes:
+            wide = box.grown(MARGIN, whole)
+            part = wide.of(y, whole)
+            latent = part + (wide.of(rounded, whole) - part).detach()
+            decoded, original = box.of(self.decoded(latent), wide), box.of(picture, whole)
+            share = (box.bottom - box.top) * (box.right - box.left) / pixels
+            loss = (1 - self.rho / 2) * MSE_WEIGHT * (decoded - original).square().mean()
+            if self.judge is not None and self.rho > 0 and min(original.shape[2:]) >= SMALLEST + SHIFTS:
+                pairs = list(views(decoded, original, draw))
+                for pair in pairs:
+                    loss = loss + self.rho * LPIPS_WEIGHT / len(pairs) * self.judge.distance(*pair).mean()
+            (share * loss).backward()
+
+    def _bits(self, y: Tensor, mean: Tensor, index: Tensor) -> Tensor:
+        """Of y as it stands, unrounded, under the densities that its tables were made of: 0-dim."""
+        ratio = math.log(SCALE_MAX / SCALE_MIN)
+        sigma, apart = SCALE_MIN * (index * (ratio / 255)).exp(), (y - mean).abs()
+        likelihood = torch.zeros_like(y)
+        for share, scale in zip(self.config.density_weights, self.config.density_scales, strict=True):
+            spread = (scale * sigma).clamp(min=SCALE_MIN) * math.sqrt(2)
+            likelihood = likelihood + share / 2 * (
+                torch.erfc((apart - 0.5) / spread) - torch.erfc((apart + 0.5) / spread)
+            )
+        return -likelihood.clamp(min=1e-9).log2().sum()
+
+
+def views(picture: Tensor, original: Tensor, draw: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
+    """VIEWS pairs of both (1, 3, H, W), moved by the same 0 to 3 pixels, mirrored, turned and with their colours
+    exchanged at random; every second one at half the resolution, where that leaves enough."""
+    height, width = (side - SHIFTS + 1 for side in picture.shape[2:])
+    for number in range(VIEWS):
+        down, right, colours = draw.randrange(SHIFTS), draw.randrange(SHIFTS), draw.sample(range(3), 3)
+        flips = [axis for axis in (2, 3) if draw.random() < 0.5]
+        turned, far = draw.random() < 0.5, number % 2 and min(height, width) >= 2 * SMALLEST
+
+        def seen(x: Tensor) -> Tensor:
+            x = x[:, colours, down : down + height, right : right + width].flip(flips)
+            x = x.mT if turned else x
+            return F.avg_pool2d(x, 2) if far else x
+
+        yield seen(picture), seen(original)
