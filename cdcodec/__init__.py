@@ -33,6 +33,8 @@ def encode(
     image: Image | NDArray[np.uint8],
     lam: float = DEFAULT_LAMBDA,
     *,
+    effort: int = 0,
+    rho: float | None = None,
     model: Checkpoint | None = None,
     strip: bool = False,
 ) -> bytes:
@@ -41,8 +43,10 @@ def encode(
     image: a PIL image of any mode, or a uint8 array (H, W), (H, W, 3) or (H, W, 4). Its ICC profile, EXIF, XMP and
     alpha go into the file, the first three not with `strip`.
     lam: λ; a larger one means a smaller file. Any value within the model's ladder.
+    effort: steps in which the latent is refined for decoding at rho (None: the model's default); a file of more effort
+    looks better at equal bytes, and takes longer to make.
     model: what `load_model` gave; without, the weights that ship, loaded once.
-    Raises ImageError, WeightsError.
+    Raises ImageError, WeightsError, SettingError.
     """
     from PIL.Image import Image as PILImage
 
@@ -51,7 +55,8 @@ def encode(
     from cdcodec.weights import find, find_weights
 
     picture = from_pil(image, strip=strip) if isinstance(image, PILImage) else from_array(image)
-    return encode_pixels(picture.pixels, model or _shipped(find(find_weights()).id), lam, picture.chunks)
+    model = model or _shipped(find(find_weights()).id)
+    return encode_pixels(picture.pixels, model, lam, picture.chunks, effort=effort, rho=rho)
 
 
 def decode(

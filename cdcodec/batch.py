@@ -52,7 +52,8 @@ class Encode:
     """Pictures to .cdc files.
 
     load: gives the model and the λ to use, the same ones at every call. target: instead of that λ, one searched for
-    each picture; typical, settings: as `target.encode` takes them.
+    each picture; typical, settings: as `target.encode` takes them. effort: as `codec.encode` takes it, with the ρ of
+    the settings.
     """
 
     load: Callable[[], tuple[Checkpoint, float]]
@@ -61,6 +62,7 @@ class Encode:
     target: Target | None = None
     typical: Mapping[float, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    effort: int = 0
     verb: ClassVar[str] = "encoded"
     one_model: ClassVar[bool] = True
 
@@ -76,9 +78,12 @@ class Encode:
 
         checkpoint, lam = model
         if self.target is None:
-            return target.Hit(codec.encode(picture.pixels, checkpoint, lam, picture.chunks), lam, 1)
+            rho = self.settings.get("rho")
+            data = codec.encode(picture.pixels, checkpoint, lam, picture.chunks, effort=self.effort, rho=rho)
+            return target.Hit(data, lam, 1)
         return target.encode(
-            picture.pixels, checkpoint, self.target, picture.chunks, typical=self.typical, settings=self.settings
+            picture.pixels, checkpoint, self.target, picture.chunks, typical=self.typical, settings=self.settings,
+            effort=self.effort,
         )
 
     def finish(self, job: Job, picture: pictures.Picture, hit: Hit) -> Done:

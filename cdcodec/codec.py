@@ -40,8 +40,8 @@ def encode(
     lam = checkpoint.check_lambda(lam)
     config = checkpoint.model.config
     rho = config.rho if rho is None else rho
-    if effort < 0 or not config.rho_min <= rho <= config.rho_max:
-        raise SettingError(f"encode needs effort ≥ 0 and {config.rho_min:g} ≤ ρ ≤ {config.rho_max:g}")
+    if effort < 0 or (effort and not config.rho_min <= rho <= config.rho_max):
+        raise SettingError(f"encode needs effort ≥ 0, and with effort {config.rho_min:g} ≤ ρ ≤ {config.rho_max:g}")
     symbols = checkpoint.model.analyse(pad(pixels, config.padding), lam, effort=effort, rho=rho)
     header = Header(
         checkpoint=checkpoint.id,

@@ -91,16 +91,17 @@ def encode(
     *,
     typical: Mapping[float, float] | None = None,
     settings: Mapping[str, Any] | None = None,
+    effort: int = 0,
 ) -> Hit:
     """Code a picture, uint8 (H, W, 3), for a target: never above a size or LPIPS, never below a PSNR.
 
-    typical: bpp of an average picture by λ. settings: steps, gamma and rho of the decodes that are measured.
-    Raises TargetError when the target is out of reach, and what `codec.encode` raises.
+    typical: bpp of an average picture by λ. settings: steps, gamma and rho of the decodes that are measured. effort: of
+    every encode, for that rho. Raises TargetError when the target is out of reach, and what `codec.encode` raises.
     """
-    chunks = dict(chunks or {})
+    chunks, settings = dict(chunks or {}), dict(settings or {})
 
     def code(lam: float) -> bytes:
-        return codec.encode(pixels, checkpoint, lam, chunks)
+        return codec.encode(pixels, checkpoint, lam, chunks, effort=effort, rho=settings.get("rho"))
 
     if target.kind in ("size", "bpp"):
         area = pixels.shape[0] * pixels.shape[1]
@@ -109,7 +110,7 @@ def encode(
     measure = target.measure or psnr
 
     def judge(data: bytes) -> float:
-        return measure(pixels, codec.decode(data, checkpoint, max_pixels=2**32, **dict(settings or {}))[0])
+        return measure(pixels, codec.decode(data, checkpoint, max_pixels=2**32, **settings)[0])
 
     return to_quality(code, judge, target, checkpoint.ladder)
 

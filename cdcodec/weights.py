@@ -2,6 +2,7 @@
 
     weights/compact-x/base.safetensors                     networks, entropy models, integer twin and tables
     weights/compact-x/lambda-0.0128.safetensors            what belongs to that λ, and the hash of its base
+    weights/compact-x/judge.safetensors                    the network that encoding with effort asks (nets/judge.py)
     weights/compact-eps/base.safetensors                   its denoiser alone, and the hash of the base of compact-x
     weights/paper-x/lambda-0.0512-rho-0.9.safetensors      all of it in one file: another λ is another model
 """
@@ -14,7 +15,6 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,9 @@ if TYPE_CHECKING:
     from cdcodec.bits.coder import Tables
     from cdcodec.nets.model import Model
 
-DEFAULT_PRESET = "compact-x"
-FORMAT = "cdcodec-1"
+DEFAULT_PRESET, FORMAT, HEADER_LIMIT = "compact-x", "cdcodec-1", 2**24
 BASE, JUDGE = "base.safetensors", "judge.safetensors"
 LADDER_TENSORS = ("condition", "log_gain", "log_inverse_gain", "log_variance")
-HEADER_LIMIT = 2**24
 
 
 @dataclass(frozen=True)
@@ -254,9 +252,8 @@ def load_model(
     show. compile: the denoiser by torch.compile. Raises WeightsError; ValueError for another tile, device or precision.
     """
     tensors = load_tensors(root, checkpoint=checkpoint, **which)
-    place = find(find_weights(root), checkpoint=checkpoint, **which).path.with_name(JUDGE)
-    judge = partial(_read_judge, place)
-    loaded = assemble(*tensors, device, precision, tile=tile, compile=compile, judge=judge)
+    judge = find(find_weights(root), checkpoint=checkpoint, **which).path.with_name(JUDGE)
+    loaded = assemble(*tensors, device, precision, tile=tile, compile=compile, judge=lambda: read(judge)[1])
     if checkpoint is not None:
         loaded.check_file(checkpoint)
     return loaded
@@ -381,12 +378,6 @@ def _read_base(folder: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if file_hash(shared) != metadata.get("shared"):
         raise WeightsError(f"{folder.name} belongs to another {metadata['shares']} than the one beside it")
     return metadata, {**read(shared)[1], **tensors}
-
-
-def _read_judge(path: Path) -> dict[str, torch.Tensor]:
-    if not path.exists():
-        raise WeightsError(f"{path} is missing, without which there is no effort above 0 but at ρ = 0")
-    return read(path)[1]
 
 
 def _read_rung(path: Path, base_hash: str) -> tuple[float, dict[str, torch.Tensor]]:

@@ -99,7 +99,7 @@ def test_numbers_come_from_real_bytes(request_for, folder, tiny):
 
 def test_one_encoding_serves_all_decode_settings(request_for, monkeypatch):
     encoded = []
-    monkeypatch.setattr(codec, "encode", lambda *a, real=codec.encode: encoded.append(a[2]) or real(*a))
+    monkeypatch.setattr(codec, "encode", lambda *a, real=codec.encode, **k: encoded.append(a[2]) or real(*a, **k))
     request = request_for(peers=(), limit=1, steps=(0, 1), gammas=(0.0, 0.8), rhos=(0.0, 0.9))
     _, outcome = perform(request)
     assert encoded == list(LAMBDAS)

@@ -22,10 +22,10 @@ def test_speeds(tiny, tmp_path, monkeypatch):
     """With a clock that only the network moves, one second a picture, both speeds are its own."""
     now = 0.0
 
-    def slow(*arguments, real=codec.encode):
+    def slow(*arguments, real=codec.encode, **options):
         nonlocal now
         now += 1.0
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(codec, "encode", slow)
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from cdcodec.errors import CdcodecError
+from cdcodec.errors import CdcodecError, SettingError, WeightsError
 from cdcodec.options import device_options, weights_option
 
 SIZE = (768, 512)
 STEPS = (0, 1, 4, 8, 17)
+EFFORT = 5
 
 
 def picture(width: int, height: int) -> NDArray[np.uint8]:
@@ -54,6 +56,8 @@ def warm(pixels: NDArray[np.uint8], model: Any, lam: float, steps: Sequence[int]
 
     data = codec.encode(pixels, model, lam)
     table = {"encode": seconds(lambda: codec.encode(pixels, model, lam), times)}
+    with suppress(SettingError, WeightsError):  # of models without a light head, of weights without a judge
+        table[f"encode, effort {EFFORT}"] = seconds(lambda: codec.encode(pixels, model, lam, effort=EFFORT), 1)
     for count in steps:
         table[f"decode, {count} steps"] = seconds(partial(codec.decode, data, model, steps=count), times)
     return table

@@ -37,7 +37,9 @@ def peer_at(name: str, pixels: NDArray[np.uint8], size: int) -> tuple[NDArray[np
     return peer.decode(best, peer.settings[0]), len(best)
 
 
-def row(spec: str, bpp: float, peers: tuple[str, ...], checkpoint: Checkpoint, rho: float | None) -> Image.Image:
+def row(
+    spec: str, bpp: float, peers: tuple[str, ...], checkpoint: Checkpoint, *, rho: float | None, effort: int
+) -> Image.Image:
     """One line of the sheet for "path:x,y": the crop whose upper left corner is (x, y). Raises CdcodecError."""
     path, _, corner = spec.rpartition(":")
     x, y = (int(number) for number in corner.split(","))
@@ -45,7 +47,8 @@ def row(spec: str, bpp: float, peers: tuple[str, ...], checkpoint: Checkpoint, r
     window = (slice(y, y + SIDE), slice(x, x + SIDE))
     if pixels[window].shape[:2] != (SIDE, SIDE):
         raise CdcodecError(f"{path} has no {SIDE} × {SIDE} pixels at {x},{y}")
-    data = target.encode(pixels, checkpoint, target.Target("bpp", bpp)).data
+    wished, settings = target.Target("bpp", bpp), {"rho": rho}
+    data = target.encode(pixels, checkpoint, wished, settings=settings, effort=effort).data
     ours = codec.decode(data, checkpoint, rho=rho)[0]
     columns = [(f"{Path(path).stem} {x},{y}", pixels)]
     for name in peers:
@@ -61,12 +64,15 @@ def row(spec: str, bpp: float, peers: tuple[str, ...], checkpoint: Checkpoint, r
 @click.option("--bpp", type=float, default=0.2, show_default=True, help="Of our files; the peers get as many bytes.")
 @click.option("--peers", default="avif,heic", show_default=True, help="Names, as of cdcodec eval.")
 @click.option("--rho", type=click.FloatRange(0, 0.9), help="Of our decoding. [default: the checkpoint's]")
+@click.option("--effort", type=click.IntRange(0, 1000), default=0, show_default=True, help="Of our encoding.")
 @weights_option
-def main(*, out: Path, crops: tuple[str, ...], bpp: float, peers: str, rho: float | None, weights: Path | None) -> None:
+def main(
+    *, out: Path, crops: tuple[str, ...], bpp: float, peers: str, rho: float | None, effort: int, weights: Path | None
+) -> None:
     """Draw OUT from crops of photographs, each with its upper left corner."""
     try:
         checkpoint = load_model(weights)
-        rows = [row(spec, bpp, tuple(peers.split(",")), checkpoint, rho) for spec in crops]
+        rows = [row(spec, bpp, tuple(peers.split(",")), checkpoint, rho=rho, effort=effort) for spec in crops]
         sheet = Image.new("RGB", (rows[0].width, sum(line.height for line in rows)), "white")
         for i, line in enumerate(rows):
             sheet.paste(line, (0, i * line.height))

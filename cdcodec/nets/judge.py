@@ -76,9 +76,9 @@ def _apart(a: Tensor, b: Tensor, lin: Tensor) -> Tensor:
     """
     with torch.no_grad():
         b = b / (b.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
-        b = lin[:, None, None] * b, b
-        constant = (b[0] * b[1]).float().sum(dim=1)
+        weighted = lin[:, None, None] * b
+        constant = (weighted * b).sum(dim=1).float()
     both = torch.stack((torch.ones_like(lin), lin))[:, :, None, None]
     norm, own = F.conv2d(a.square(), both).float().unbind(1)
     norm = norm + 1e-10
-    return (own / norm - 2 * (a * b[0]).sum(dim=1).float() / norm.sqrt() + constant).mean(dim=(1, 2))
+    return (own / norm - 2 * (a * weighted).sum(dim=1).float() / norm.sqrt() + constant).mean(dim=(1, 2))

@@ -2,8 +2,8 @@
 
 The encoder's networks give one answer for all pictures of a kind; a few steps of gradient descent on y itself find a
 better one for this picture (Campos et al. 2019, arXiv 1906.01223; Yang et al. 2020, arXiv 2006.04240). The objective is
-that of training: λ_eff·R + (1 − ρ/2)·2·D + ρ·0.9·LPIPS, R from the integers that code y, D and LPIPS of the light head's
-picture at ρ. LPIPS is that of SqueezeNet, seen as in training from all sides (Kettunen et al. 2019, arXiv 1906.03973).
+that of training: λ_eff·R + (1 − ρ/2)·2·D + ρ·0.9·LPIPS, R from the integers that code y, D and LPIPS of the light
+head's picture at ρ. LPIPS is SqueezeNet's, seen as in training from all sides (Kettunen et al. 2019, arXiv 1906.03973).
 """
 
 from __future__ import annotations
@@ -102,15 +102,14 @@ class Refiner:
 def views(picture: Tensor, original: Tensor, draw: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
     """VIEWS pairs of both (1, 3, H, W), moved by the same 0 to 3 pixels, mirrored, turned and with their colours
     exchanged at random; every second one at half the resolution, where that leaves enough."""
-    height, width = (side - SHIFTS + 1 for side in picture.shape[2:])
+    both = torch.cat((picture, original))
+    height, width = (side - SHIFTS + 1 for side in both.shape[2:])
     for number in range(VIEWS):
         down, right, colours = draw.randrange(SHIFTS), draw.randrange(SHIFTS), draw.sample(range(3), 3)
-        flips = [axis for axis in (2, 3) if draw.random() < 0.5]
-        turned, far = draw.random() < 0.5, number % 2 and min(height, width) >= 2 * SMALLEST
-
-        def seen(x: Tensor) -> Tensor:
-            x = x[:, colours, down : down + height, right : right + width].flip(flips)
-            x = x.mT if turned else x
-            return F.avg_pool2d(x, 2) if far else x
-
-        yield seen(picture), seen(original)
+        mirrored = [axis for axis in (2, 3) if draw.random() < 0.5]
+        seen = both[:, colours, down : down + height, right : right + width].flip(mirrored)
+        if draw.random() < 0.5:
+            seen = seen.mT
+        if number % 2 and min(height, width) >= 2 * SMALLEST:
+            seen = F.avg_pool2d(seen, 2)
+        yield seen[:1], seen[1:]

@@ -1,0 +1,169 @@
+"""Effort: a latent refined for one picture costs less for what it shows, and the judge is LPIPS by SqueezeNet."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+import cdcodec
+from cdcodec import codec, weights
+from cdcodec.config import PRESETS
+from cdcodec.errors import SettingError, WeightsError
+from cdcodec.lab.judge import tensors_of
+from cdcodec.lab.recipe import load_recipe
+from cdcodec.nets import refine
+from cdcodec.nets.judge import SMALLEST, Judge
+from cdcodec.nets.refine import Refiner
+
+ROOT = weights.find_weights()
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> weights.Checkpoint:
+    return weights.load_model(ROOT, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(weights.read(ROOT / "compact-x" / weights.JUDGE)[1], CPU, torch.float32)
+
+
+def photograph(side: int) -> np.ndarray:
+    return np.ascontiguousarray(data.astronaut()[:side, 100 : 100 + side])
+
+
+def pair(side: int = 97) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    original = torch.from_numpy(photograph(side)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return (original + 0.2 * torch.randn_like(original)).clamp(-1, 1), original
+
+
+def cost(pixels: np.ndarray, coded: bytes, model: weights.Checkpoint, judge: Judge, rho: float) -> float:
+    """The objective, of a real file."""
+    lam = cdcodec.read_header(coded).lam
+    decoded = codec.decode(coded, model, steps=0, rho=rho)[0]
+    a, b = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (decoded, pixels))
+    bpp = 8 * len(coded) / (pixels.shape[0] * pixels.shape[1])
+    error = (a - b).square().mean().item()
+    looks = judge.distance(a, b).item() if rho else 0.0
+    return refine.LAMBDA_SCALE * lam**refine.LAMBDA_POWER * bpp + (1 - rho / 2) * 2 * error + 0.9 * rho * looks
+
+
+def test_the_judge_is_lpips(judge):
+    import lpips
+
+    torch.manual_seed(1)
+    with warnings.catch_warnings():  # of torchvision, about how lpips asks for its network
+        warnings.simplefilter("ignore")
+        theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    ours = Judge(tensors_of(theirs), CPU, torch.float32)
+    noisy, original = pair()
+    noisy.requires_grad_()
+    values = ours.distance(noisy, original), theirs(noisy, original).flatten()
+    torch.testing.assert_close(*values, rtol=1e-3, atol=1e-6)
+    gradients = [torch.autograd.grad(value.sum(), noisy)[0] for value in values]
+    assert torch.cosine_similarity(*(g.flatten() for g in gradients), dim=0) > 0.999
+    assert judge.distance(original, original).item() == pytest.approx(0, abs=1e-6)
+    assert 0.02 < judge.distance(noisy.detach(), original).item() < 2
+
+
+def test_a_judge_that_lacks_something_is_refused(judge):
+    tensors = weights.read(ROOT / "compact-x" / weights.JUDGE)[1]
+    del tensors["features.7.squeeze.bias"]
+    with pytest.raises(ValueError, match=r"no 'features\.7\.squeeze\.bias'"):
+        Judge(tensors, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.9])
+@pytest.mark.parametrize("lam", [0.0048, 0.0512])
+def test_effort_lowers_the_objective(shipped, judge, lam, rho):
+    pixels = photograph(128)
+    plain, refined = (codec.encode(pixels, shipped, lam, effort=effort, rho=rho) for effort in (0, 4))
+    before, after = (cost(pixels, coded, shipped, judge, rho) for coded in (plain, refined))
+    assert after < 0.98 * before
+    assert codec.encode(pixels, shipped, lam, effort=4, rho=rho) == refined
+
+
+def test_larger_pictures_are_refined_in_tiles(shipped, judge, monkeypatch):
+    pixels, lam = np.ascontiguousarray(data.astronaut()[:160, :288]), 0.0128
+    plain = codec.encode(pixels, shipped, lam)
+    whole = codec.encode(pixels, shipped, lam, effort=4, rho=0.0)
+    monkeypatch.setattr(refine, "TILE", 144)
+    tiled = codec.encode(pixels, shipped, lam, effort=4, rho=0.0)
+    costs = [cost(pixels, coded, shipped, judge, 0.0) for coded in (plain, whole, tiled)]
+    assert tiled != whole
+    assert costs[2] - costs[1] < 0.1 * (costs[0] - costs[1])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 300), (SMALLEST + 2, 70)])
+def test_pictures_too_small_for_the_judge_are_refined_without(shipped, size):
+    pixels = np.ascontiguousarray(data.astronaut()[: size[0], : size[1]])
+    coded = codec.encode(pixels, shipped, 0.0128, effort=2)
+    assert codec.decode(coded, shipped)[0].shape == pixels.shape
+
+
+def test_bits_are_those_of_the_densities():
+    config = PRESETS["compact-x"]
+    refiner = Refiner(config, lambda y: (y, y), lambda y: y, None, 0.0128, 0.0)
+    y, index = torch.tensor([[-0.3, 4.0]]), torch.tensor([[0.0, 128.0]])
+    sigma = 0.1 * 2560 ** (index.double() / 255)
+    expected = 0.0
+    for j in range(2):
+        total = 0.0
+        for share, scale in zip(config.density_weights, config.density_scales, strict=True):
+            normal = torch.distributions.Normal(0.0, max(0.1, scale * sigma[0, j].item()))
+            ends = torch.tensor([y[0, j] + 0.5, y[0, j] - 0.5], dtype=torch.float64)
+            total += share * (normal.cdf(ends[0]) - normal.cdf(ends[1])).item()
+        expected -= np.log2(total)
+    assert refiner._bits(y, torch.zeros_like(y), index).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_views_show_both_pictures_alike():
+    _, original = pair(150)
+    for seen, known in refine.views(original, original, random.Random(3)):
+        assert torch.equal(seen, known)
+        assert seen.shape[2:] in {(147, 147), (73, 73)}
+    shown = [seen for seen, _ in refine.views(original, original, random.Random(3))]
+    assert len({tuple(seen.flatten()[:5].tolist()) for seen in shown}) == refine.VIEWS
+
+
+def test_lambda_means_what_it_meant_in_training():
+    for name in ("compact-x", "compact-x-further"):
+        recipe = load_recipe(name)
+        assert (recipe.weights.lambda_scale, recipe.weights.lambda_power) == (refine.LAMBDA_SCALE, refine.LAMBDA_POWER)
+        assert {phase.lpips for phase in recipe.phases if phase.lpips} == {refine.LPIPS_WEIGHT}
+
+
+def test_what_cannot_be_is_refused(shipped, tmp_path: Path):
+    pixels = photograph(64)
+    for wrong in ({"effort": -1}, {"effort": 1, "rho": 0.95}):
+        with pytest.raises(SettingError, match="effort ≥ 0"):
+            codec.encode(pixels, shipped, 0.0128, **wrong)
+    assert codec.encode(pixels, shipped, 0.0128, rho=0.95) == codec.encode(pixels, shipped, 0.0128)
+    for path in (ROOT / "compact-x").iterdir():
+        if path.name != weights.JUDGE:
+            (tmp_path / "compact-x").mkdir(exist_ok=True)
+            (tmp_path / "compact-x" / path.name).symlink_to(path.resolve())
+    without = weights.load_model(tmp_path, precision="float32")
+    with pytest.raises(WeightsError, match=r"judge\.safetensors is missing"):
+        codec.encode(pixels, without, 0.0128, effort=1)
+    assert codec.encode(pixels, without, 0.0128, effort=1, rho=0.0)
+
+
+def test_the_api_takes_effort(shipped):
+    picture = Image.fromarray(photograph(96))
+    refined = cdcodec.encode(picture, 0.0128, effort=1, rho=0.3, model=shipped)
+    assert refined == codec.encode(photograph(96), shipped, 0.0128, effort=1, rho=0.3)
+    assert refined != cdcodec.encode(picture, 0.0128, model=shipped)
+    assert replace(cdcodec.read_header(refined), symbol_check=0) == replace(
+        cdcodec.read_header(cdcodec.encode(picture, 0.0128, model=shipped)), symbol_check=0
+    )
