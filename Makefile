@@ -73,6 +73,7 @@ BEGIN = $(if $(wildcard runs/compact-x/state.pt),--resume,$(TRAIN))
 train: setup ## new weights from a folder of photographs: make train IMAGES=photos VALID=held-out METRICS=lpips
 	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-x $(BEGIN) $(if $(VALID),--valid $(VALID)) $(EVAL)
 	$(BIN)/cdcodec export --force runs/compact-x runs/weights $(if $(VALID),--valid $(VALID))
+	$(BIN)/python -m cdcodec.lab.judge runs/weights/compact-x $(EVAL)
 	rm -rf runs/compact-eps
 	$(BIN)/cdcodec train --images $(IMAGES) --out runs/compact-eps --recipe compact-eps --start runs/weights $(TRAIN)
 	$(BIN)/cdcodec export --force runs/compact-eps runs/weights

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from skimage import data
 
@@ -17,6 +18,7 @@ import cdcodec
 from cdcodec import codec, weights
 from cdcodec.config import PRESETS
 from cdcodec.errors import SettingError, WeightsError
+from cdcodec.lab import judge as judge_command
 from cdcodec.lab.judge import tensors_of
 from cdcodec.lab.recipe import load_recipe
 from cdcodec.nets import refine
@@ -154,7 +156,7 @@ def test_what_cannot_be_is_refused(shipped, tmp_path: Path):
             (tmp_path / "compact-x").mkdir(exist_ok=True)
             (tmp_path / "compact-x" / path.name).symlink_to(path.resolve())
     without = weights.load_model(tmp_path, precision="float32")
-    with pytest.raises(WeightsError, match=r"judge\.safetensors is missing"):
+    with pytest.raises(WeightsError, match=r"judge\.safetensors is missing; encode with --effort 0"):
         codec.encode(pixels, without, 0.0128, effort=1)
     assert codec.encode(pixels, without, 0.0128, effort=1, rho=0.0)
 
@@ -167,3 +169,17 @@ def test_the_api_takes_effort(shipped):
     assert replace(cdcodec.read_header(refined), symbol_check=0) == replace(
         cdcodec.read_header(cdcodec.encode(picture, 0.0128, model=shipped)), symbol_check=0
     )
+
+
+def test_a_judge_is_put_beside_weights(tmp_path: Path, monkeypatch):
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+    monkeypatch.setattr(judge_command, "load_lpips", lambda net, folder: network)
+    refused = CliRunner().invoke(judge_command.main, [str(tmp_path)])
+    assert (refused.exit_code, refused.output) == (1, f"Error: {tmp_path / weights.BASE} is missing\n")
+    (tmp_path / weights.BASE).symlink_to((ROOT / "compact-x" / weights.BASE).resolve())
+    assert CliRunner().invoke(judge_command.main, [str(tmp_path)]).output == f"{tmp_path / weights.JUDGE}\n"
+    Judge(weights.read(tmp_path / weights.JUDGE)[1], CPU, torch.float32)

@@ -11,6 +11,7 @@ import click
 import torch
 from torch import nn
 
+from cdcodec.errors import CdcodecError
 from cdcodec.lab.metrics import load_lpips
 from cdcodec.options import FOLDER
 from cdcodec.weights import BASE, FORMAT, JUDGE, read_metadata, save
@@ -31,10 +32,14 @@ def tensors_of(lpips: nn.Module) -> dict[str, torch.Tensor]:
 @click.option("--metric-weights", metavar="DIR", type=FOLDER, help="Where SqueezeNet's weights lie.")
 def main(folder: Path, metric_weights: Path | None) -> None:
     """Write judge.safetensors into a preset's folder of weights."""
-    about = read_metadata(folder / BASE)
-    metadata = {"format": FORMAT, "preset": about["preset"], "config": about["config"], "licence": LICENCE}
-    tensors = tensors_of(load_lpips("squeeze", metric_weights))
-    click.echo(save({n: t.to(torch.bfloat16).contiguous() for n, t in tensors.items()}, folder / JUDGE, metadata))
+    try:
+        about = read_metadata(folder / BASE)
+        metadata = {"format": FORMAT, "preset": about["preset"], "config": about["config"], "licence": LICENCE}
+        tensors = tensors_of(load_lpips("squeeze", metric_weights))
+        rounded = {name: value.to(torch.bfloat16).contiguous() for name, value in tensors.items()}
+        click.echo(save(rounded, folder / JUDGE, metadata))
+    except CdcodecError as error:
+        raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdcodec.errors import SettingError
+from cdcodec.errors import SettingError, WeightsError
 from cdcodec.nets.diffusion import Denoiser, ddim
 from cdcodec.nets.integer import IntegerHyperSynthesis
 from cdcodec.nets.judge import Judge
@@ -67,7 +67,11 @@ class Model:
 
     @cached_property
     def judge(self) -> Judge | None:
-        return None if self._judge is None else Judge(self._judge(), self.device, self.dtype)
+        """Raises WeightsError where its weights are missing."""
+        try:
+            return None if self._judge is None else Judge(self._judge(), self.device, self.dtype)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; encode with --effort 0 or --rho 0, or see cdcodec.lab.judge") from None
 
     @torch.inference_mode()
     def analyse(self, pixels: NDArray[np.uint8], lam: float, *, effort: int = 0, rho: float = 0.0) -> Symbols:
