@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def facts(path: str) -> dict[str, Any]:
     """What `info` tells of a file, or of standard input; sizes in bytes. Raises BitstreamError, CdcodecError."""
     data = files.read(path)
-    container.unpack(data, max_pixels=2**32)
     header, chunks, payload = container.split(data, max_pixels=2**32)
+    container.inflated(header, chunks)
     return {
         "input": path,
         "version": container.VERSION,

@@ -223,10 +223,8 @@ def verify(root: Path) -> list[tuple[Path, str]]:
             metadata, _ = read(path)
             if "base" in metadata:
                 _read_rung(path, file_hash(path.parent / BASE))
-            else:
-                _config(path, metadata, None)
-                if "shares" in metadata:
-                    _read_base(path.parent)
+            elif _config(path, metadata, None).shares:
+                _read_base(path.parent)
             results.append((path, "ok"))
         except WeightsError as error:
             results.append((path, str(error)))
@@ -252,8 +250,10 @@ def load_model(
     show. compile: the denoiser by torch.compile. Raises WeightsError; ValueError for another tile, device or precision.
     """
     tensors = load_tensors(root, checkpoint=checkpoint, **which)
-    judge = find(find_weights(root), checkpoint=checkpoint, **which).path.with_name(JUDGE)
-    loaded = assemble(*tensors, device, precision, tile=tile, compile=compile, judge=lambda: read(judge)[1])
+    loaded = assemble(
+        *tensors, device, precision, tile=tile, compile=compile,
+        judge=lambda: read(find(find_weights(root), checkpoint=checkpoint, **which).path.with_name(JUDGE))[1],
+    )  # fmt: skip
     if checkpoint is not None:
         loaded.check_file(checkpoint)
     return loaded

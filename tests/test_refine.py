@@ -19,6 +19,7 @@ from cdcodec import codec, weights
 from cdcodec.config import PRESETS
 from cdcodec.errors import SettingError, WeightsError
 from cdcodec.lab import judge as judge_command
+from cdcodec.lab import objective
 from cdcodec.lab.judge import tensors_of
 from cdcodec.lab.recipe import load_recipe
 from cdcodec.nets import refine
@@ -138,7 +139,8 @@ def test_views_show_both_pictures_alike():
     assert len({tuple(seen.flatten()[:5].tolist()) for seen in shown}) == refine.VIEWS
 
 
-def test_lambda_means_what_it_meant_in_training():
+def test_the_objective_is_that_of_training():
+    assert (refine.MSE_WEIGHT, refine.SHIFTS) == (objective.MSE_WEIGHT, objective.SHIFTS)
     for name in ("compact-x", "compact-x-further"):
         recipe = load_recipe(name)
         assert (recipe.weights.lambda_scale, recipe.weights.lambda_power) == (refine.LAMBDA_SCALE, refine.LAMBDA_POWER)

@@ -118,9 +118,13 @@ def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, dict[str,
     Raises NotCDCError, UnsupportedVersionError, TruncatedError or CorruptError.
     """
     header, stored, payload = split(data, max_pixels)
+    return header, inflated(header, stored), payload
+
+
+def inflated(header: Header, stored: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The content of chunks that are stored as `split` gives them. Raises CorruptError."""
     deflated = [name for bit, name in enumerate(DEFLATED, DEFLATED_BIT) if header.flags >> bit & 1]
-    chunks = {name: inflate(chunk, name) if name in deflated else chunk for name, chunk in stored.items()}
-    return header, chunks, payload
+    return {name: inflate(chunk, name) if name in deflated else chunk for name, chunk in stored.items()}
 
 
 def split(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, dict[str, bytes], bytes]:

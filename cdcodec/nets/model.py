@@ -96,19 +96,18 @@ class Model:
         z = _integers((self.networks.hyper_analysis(y)[0].cpu() - self.integer.offset).numpy())
         if effort:
             y = self._refined(y, z, picture, lam, effort, rho)
-        return self._coded(y, z)[0]
+        return self._coded(y, z)
 
-    def _coded(self, y: Tensor, z: NDArray[np.int32]) -> tuple[Symbols, NDArray[np.int32], NDArray[np.uint8]]:
-        """The Symbols of y (1, C_y, h, w) given z, and mean, in 1/2^f, and scale index of every element (C_y, h, w)."""
+    def _coded(self, y: Tensor, z: NDArray[np.int32], note: Callable[..., None] | None = None) -> Symbols:
+        """The Symbols of y (1, C_y, h, w) given z. note: is told flat positions, scale index and mean of each stage."""
         flat = y[0].cpu().numpy().reshape(-1)
-        means, indices = np.empty(flat.shape, np.int32), np.empty(flat.shape, np.uint8)
 
         def code(places: NDArray[np.int64], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> NDArray[np.int32]:
-            means[places], indices[places] = mean, index
+            if note is not None:
+                note(places, index, mean)
             return _integers(flat[places] - mean / 2.0**self.config.fraction_bits)
 
-        symbols = self.integer(z, (y.shape[2], y.shape[3]), code)
-        return symbols, means.reshape(y.shape[1:]), indices.reshape(y.shape[1:])
+        return self.integer(z, (y.shape[2], y.shape[3]), code)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -119,8 +118,13 @@ class Model:
         given, realism = self.condition(lam), torch.tensor([rho], device=self.device)
 
         def coded(y: Tensor) -> tuple[Tensor, Tensor]:
-            _, means, indices = self._coded(y, z)
-            mean, index = (torch.from_numpy(values).to(self.device)[None].float() for values in (means, indices))
+            means, indices = np.empty(y.numel(), np.int32), np.empty(y.numel(), np.uint8)
+
+            def note(places: NDArray[np.int64], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> None:
+                means[places], indices[places] = mean, index
+
+            self._coded(y, z, note)
+            mean, index = (torch.from_numpy(v).to(self.device).float().view(y.shape) for v in (means, indices))
             return mean / 2.0**self.config.fraction_bits, index
 
         def decoded(latent: Tensor) -> Tensor:

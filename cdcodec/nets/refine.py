@@ -80,10 +80,9 @@ class Refiner:
             decoded, original = box.of(self.decoded(latent), wide), box.of(picture, whole)
             share = (box.bottom - box.top) * (box.right - box.left) / pixels
             loss = (1 - self.rho / 2) * MSE_WEIGHT * (decoded - original).square().mean()
-            if self.judge is not None and self.rho > 0 and min(original.shape[2:]) >= SMALLEST + SHIFTS:
-                pairs = list(views(decoded, original, draw))
-                for pair in pairs:
-                    loss = loss + self.rho * LPIPS_WEIGHT / len(pairs) * self.judge.distance(*pair).mean()
+            if self.judge is not None and min(original.shape[2:]) >= SMALLEST + SHIFTS:
+                for pair in views(decoded, original, draw):
+                    loss = loss + self.rho * LPIPS_WEIGHT / VIEWS * self.judge.distance(*pair).mean()
             (share * loss).backward()
 
     def _bits(self, y: Tensor, mean: Tensor, index: Tensor) -> Tensor:
