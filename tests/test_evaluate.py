@@ -219,7 +219,7 @@ def test_presets_take_the_checkpoints_defaults(request_for):
     settings = [(s["steps"], s["gamma"], s["rho"]) for s in quality.codecs[0].settings]
     assert settings == [(1, 0.0, 0.0), (17, 0.0, 0.9)]
     assert len(quality.codecs[0].rungs) == 8
-    assert [c.name for c in quality.codecs] == ["compact-x effort 5", "jpeg", "webp", "avif", "heic"]
+    assert [c.name for c in quality.codecs] == ["compact-x effort 10", "jpeg", "webp", "avif", "heic"]
     figures = plan.prepare(request_for(preset="figures", lambdas=()))
     assert figures.missing[0].startswith("compact-eps: no checkpoint of compact-eps")
     steps = [s["steps"] for s in figures.plan.codecs[0].settings if (s["gamma"], s["rho"]) == (0.0, 0.9)]

@@ -25,7 +25,7 @@ from cdcodec.options import device_options, weights_option
 
 SIZE = (768, 512)
 STEPS = (0, 1, 4, 8, 17)
-EFFORT = 5
+EFFORT = 10
 
 
 def picture(width: int, height: int) -> NDArray[np.uint8]:

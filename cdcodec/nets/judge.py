@@ -43,7 +43,7 @@ class Judge:
     def features(self, picture: Tensor) -> list[Tensor]:
         """Of (B, 3, H, W) in [-1, 1], at least SMALLEST a side: what the seven stages end with, (B, C, h, w)."""
         x = picture.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        h = F.relu(self._conv(x, "features.0", stride=2))
+        h = self._conv(x, "features.0", stride=2).relu_()
         found = [h]
         for pooled, fires in STAGES:
             if pooled:
@@ -64,9 +64,9 @@ class Judge:
         return F.conv2d(x, *self.layers[name], stride, padding)
 
     def _fire(self, x: Tensor, name: str) -> Tensor:
-        h = F.relu(self._conv(x, f"{name}.squeeze"))
+        h = self._conv(x, f"{name}.squeeze").relu_()
         wide = self._conv(h, f"{name}.expand1x1"), self._conv(h, f"{name}.expand3x3", padding=1)
-        return F.relu(torch.cat(wide, dim=1))
+        return torch.cat(wide, dim=1).relu_()
 
 
 def _apart(a: Tensor, b: Tensor, lin: Tensor) -> Tensor:

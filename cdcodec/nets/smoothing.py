@@ -47,7 +47,8 @@ class Smoothing(nn.Module):
     def forward(self, b: Tensor, condition: Tensor, rho: Tensor) -> Tensor:
         wide = F.pad(b.contiguous(), (RADIUS,) * 4, mode="reflect")
         plain, more = self.strictness(condition).unbind(1)
-        guide = F.conv2d(wide, self.colours[:, :, None, None]) * (plain + rho * more).exp()[:, None, None, None]
+        told = (self.colours @ wide.flatten(2)).view_as(wide)  # by a convolution it takes fifty times as long on a CPU
+        guide = told * (plain + rho * more).exp()[:, None, None, None]
         mixed: Tensor = Mixture.apply(wide, guide, self.place)
         return mixed
 
