@@ -96,7 +96,8 @@ def encode(
     """Code a picture, uint8 (H, W, 3), for a target: never above a size or LPIPS, never below a PSNR.
 
     typical: bpp of an average picture by λ. settings: steps, gamma and rho of the decodes that are measured. effort: of
-    every encode, for that rho. Raises TargetError when the target is out of reach, and what `codec.encode` raises.
+    the files that are tried, for that rho. Raises TargetError when the target is out of reach, and what `codec.encode`
+    raises.
     """
     chunks, settings = dict(chunks or {}), dict(settings or {})
 
@@ -106,6 +107,9 @@ def encode(
     if target.kind in ("size", "bpp"):
         area = pixels.shape[0] * pixels.shape[1]
         limit = int(target.value if target.kind == "size" else target.value * area / 8)
+        if effort:  # this picture's own curve without it, hardly another one, is had in less than one refinement
+            plain = {lam: codec.encode(pixels, checkpoint, lam, rho=settings.get("rho")) for lam in checkpoint.ladder}
+            typical = {lam: 8 * (len(data) - container.HEADER.size) / area for lam, data in plain.items()}
         return to_size(code, limit, checkpoint.ladder, overhead=_overhead(chunks), area=area, typical=typical)
     measure = target.measure or psnr
 

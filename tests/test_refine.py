@@ -15,7 +15,7 @@ from PIL import Image
 from skimage import data
 
 import cdcodec
-from cdcodec import codec, weights
+from cdcodec import codec, target, weights
 from cdcodec.config import PRESETS
 from cdcodec.errors import SettingError, WeightsError
 from cdcodec.lab import judge as judge_command
@@ -105,6 +105,17 @@ def test_larger_pictures_are_refined_in_tiles(shipped, judge, monkeypatch):
     costs = [cost(pixels, coded, shipped, judge, 0.0) for coded in (plain, whole, tiled)]
     assert tiled != whole
     assert costs[2] - costs[1] < 0.1 * (costs[0] - costs[1])
+
+
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_a_wished_size_takes_few_refinements(shipped, share):
+    pixels = photograph(192)
+    least, most = (len(codec.encode(pixels, shipped, lam)) for lam in (shipped.ladder[-1], shipped.ladder[0]))
+    limit = round(least + share * (most - least))
+    hit = target.encode(pixels, shipped, target.Target("size", limit), effort=2, settings={"rho": 0.0})
+    assert 0.97 * limit <= len(hit.data) <= limit
+    assert hit.encodes <= 2
+    assert hit.data == codec.encode(pixels, shipped, hit.lam, effort=2, rho=0.0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 300), (SMALLEST + 2, 70)])

@@ -72,7 +72,7 @@ metrics_options = (
 @click.option("--model", "models", metavar="NAME", multiple=True,
               help="Preset of our weights, or none; may be given again.")
 @click.option("--effort", metavar="N", type=click.IntRange(0, 1000),
-              help="Of encoding, as of cdcodec encode. [default: 5 with --preset quality, else 0]")
+              help="Of encoding, as of cdcodec encode. [default: 10 with --preset quality, else 0]")
 @click.option("--lambda", "lambdas", metavar="LIST", callback=numbers(float), help="[default: the ladder]")
 @click.option("--steps", metavar="LIST", callback=numbers(int), help="Decode with each of these, as in 0,1,4,17.")
 @click.option("--gamma", "gammas", metavar="LIST", callback=numbers(float), help="Likewise.")
