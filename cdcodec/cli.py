@@ -58,7 +58,7 @@ def main(ctx: click.Context, debug: bool) -> None:
 @click.option("--model", "preset", metavar="NAME", default="compact-x", show_default=True,
               help="Which weights; see cdcodec weights list.")
 @click.option("--effort", metavar="N", type=click.IntRange(0, 1000), default=0, show_default=True,
-              help="Refine the latent in so many steps: 5 take a tenth off LPIPS at equal bytes, for many times the "
+              help="Refine the latent in so many steps: 10 take a tenth off LPIPS at equal bytes, for many times the "
               "seconds.")
 @click.option("--strip", is_flag=True, help="Leave out EXIF, XMP and, after converting to sRGB, the ICC profile.")
 @weights_option
