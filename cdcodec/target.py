@@ -1,7 +1,8 @@
 """A file of a wished size or quality: a search over λ with real files, at most four of them.
 
 Size in bytes falls, and error rises, smoothly along λ; log bytes over log λ is nearly a straight line. So a first λ
-comes from what is typical, and every file made corrects the curve in the place where it was made.
+comes from what is typical, and every file made corrects the curve in the place where it was made. A refined file takes
+so long that the curve of its picture's plain files is made first.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def encode(
     if target.kind in ("size", "bpp"):
         area = pixels.shape[0] * pixels.shape[1]
         limit = int(target.value if target.kind == "size" else target.value * area / 8)
-        if effort:  # this picture's own curve without it, hardly another one, is had in less than one refinement
+        if effort:
             plain = {lam: codec.encode(pixels, checkpoint, lam, rho=settings.get("rho")) for lam in checkpoint.ladder}
             typical = {lam: 8 * (len(data) - container.HEADER.size) / area for lam, data in plain.items()}
         return to_size(code, limit, checkpoint.ladder, overhead=_overhead(chunks), area=area, typical=typical)
