@@ -109,8 +109,8 @@ def encode(
         area = pixels.shape[0] * pixels.shape[1]
         limit = int(target.value if target.kind == "size" else target.value * area / 8)
         if effort:
-            plain = {lam: codec.encode(pixels, checkpoint, lam, rho=settings.get("rho")) for lam in checkpoint.ladder}
-            typical = {lam: 8 * (len(data) - container.HEADER.size) / area for lam, data in plain.items()}
+            plain = {lam: len(codec.encode(pixels, checkpoint, lam)) for lam in checkpoint.ladder}
+            typical = {lam: 8 * (size - container.HEADER.size) / area for lam, size in plain.items()}
         return to_size(code, limit, checkpoint.ladder, overhead=_overhead(chunks), area=area, typical=typical)
     measure = target.measure or psnr
 
