@@ -43,8 +43,9 @@ def encode(
     image: a PIL image of any mode, or a uint8 array (H, W), (H, W, 3) or (H, W, 4). Its ICC profile, EXIF, XMP and
     alpha go into the file, the first three not with `strip`.
     lam: λ; a larger one means a smaller file. Any value within the model's ladder.
-    effort: steps in which the latent is refined for decoding at rho (None: the model's default); a file of more effort
-    looks better at equal bytes, and takes longer to make.
+    rho: at which the file shall decode best (None: the model's default); it decodes at any other too.
+    effort: steps in which the latent is refined for that; a file of more effort looks better at equal bytes, and takes
+    longer to make.
     model: what `load_model` gave; without, the weights that ship, loaded once.
     Raises ImageError, WeightsError, SettingError.
     """

@@ -72,8 +72,8 @@ def encode(
     """Code pictures as .cdc files.
 
     OUT ends in .cdc, or is - for standard output; without OUT and -o the output lies beside its input. Folders are
-    searched for pictures. --steps, --gamma and --rho matter to --target-psnr and --target-lpips only, --rho also to
-    --effort and where imported weights offer several: they are chosen anew when decoding.
+    searched for pictures. A file is made for being decoded at --rho, which also chooses among imported weights; it
+    decodes at any. --steps and --gamma matter to --target-psnr and --target-lpips only.
     """
     from cdcodec import batch, image
 

@@ -30,9 +30,10 @@ def encode(
 ) -> bytes:
     """A picture, uint8 (H, W, 3) sRGB, as the bytes of a .cdc file; a larger λ means a smaller file.
 
-    chunks: side information by name (icc, exif, xmp, alpha, origin), kept as it is. effort: steps in which the latent
-    is refined for decoding at rho, None for the checkpoint's default; it can still be decoded at any other. Raises
-    WeightsError if λ lies outside the checkpoint's ladder, ImageError for an array that is no picture, SettingError.
+    chunks: side information by name (icc, exif, xmp, alpha, origin), kept as it is. rho: at which the file shall decode
+    best, None for the checkpoint's default; it decodes at any other too. effort: steps in which the latent is refined
+    for that. Raises WeightsError if λ lies outside the checkpoint's ladder, ImageError for an array that is no picture,
+    SettingError.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise ImageError(f"expected uint8 pixels (H, W, 3), got {pixels.dtype} {pixels.shape}")
@@ -40,8 +41,8 @@ def encode(
     lam = checkpoint.check_lambda(lam)
     config = checkpoint.model.config
     rho = config.rho if rho is None else rho
-    if effort < 0 or (effort and not config.rho_min <= rho <= config.rho_max):
-        raise SettingError(f"encode needs effort ≥ 0, and with effort {config.rho_min:g} ≤ ρ ≤ {config.rho_max:g}")
+    if effort < 0 or not config.rho_min <= rho <= config.rho_max:
+        raise SettingError(f"encode needs effort ≥ 0 and {config.rho_min:g} ≤ ρ ≤ {config.rho_max:g}")
     symbols = checkpoint.model.analyse(pad(pixels, config.padding), lam, effort=effort, rho=rho)
     header = Header(
         checkpoint=checkpoint.id,

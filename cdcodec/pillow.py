@@ -83,8 +83,8 @@ def register(*, model: Checkpoint | None = None, **settings: Any) -> None:
     """Make `Image.open("x.cdc")` and `image.save("x.cdc")` work in this process.
 
     model: what `cdcodec.load_model` gave, for both; without, the weights that ship. settings: steps, gamma, rho and
-    seed, for decoding. `save` takes lam, model and strip, as `cdcodec.encode` does, and icc_profile, exif and xmp in
-    the place of the image's own. Calling it again replaces model and settings.
+    seed, for decoding. `save` takes lam, rho, effort, model and strip, as `cdcodec.encode` does, and icc_profile,
+    exif and xmp in the place of the image's own. Calling it again replaces model and settings.
     """
 
     def factory(fp: IO[bytes], filename: str | bytes) -> CdcImageFile:
@@ -107,7 +107,7 @@ def _accept(prefix: bytes) -> bool:
 
 def _encoded(image: Image.Image, model: Checkpoint | None) -> bytes:
     wishes = getattr(image, "encoderinfo", {})
-    options = {name: wishes[name] for name in ("lam", "strip") if name in wishes}
+    options = {name: wishes[name] for name in ("lam", "rho", "effort", "strip") if name in wishes}
     replaced = {name: wishes[name] for name in _METADATA if name in wishes}
     if isinstance(replaced.get("exif"), Image.Exif):
         replaced["exif"] = replaced["exif"].tobytes()

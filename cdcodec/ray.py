@@ -24,18 +24,20 @@ BLOCK = 8
 
 
 def encode(
-    source: str, out: str, *, lam: float = DEFAULT_LAMBDA, strip: bool = False, root: str | None = None, **cluster: Any
-) -> Iterator[dict[str, Any]]:
+    source: str, out: str, *, lam: float = DEFAULT_LAMBDA, rho: float | None = None, strip: bool = False,
+    root: str | None = None, **cluster: Any,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Code every picture below the folder `source` as out/….cdc; its tree is kept.
 
     Gives a line for each as they are done, in any order: what `cdcodec encode --json` prints. A picture that cannot be
-    coded has an "error" in its line and stops no other. root: weights folder (None: those that ship).
+    coded has an "error" in its line and stops no other. rho: at which the files shall decode best (None: the weights'
+    default). root: weights folder (None: those that ship).
     cluster: workers (1), cpus and gpus of each (1, 0); force or skip_existing for outputs that are there already.
     Raises CdcodecError, files.PlanError, WeightsError before any work begins.
     """
     root = str(weights.find_weights(root).resolve())
     weights.load_model(root, device="cpu").check_lambda(lam)
-    make = partial(_encode, root, lam, strip)
+    make = partial(_encode, root, lam, rho, strip)
     return _run(_plan(source, out, ".cdc", image.readable_extensions(), {".cdc"}), make, **cluster)
 
 
@@ -62,9 +64,9 @@ def _plan(source: str, out: str, suffix: str, sources: Collection[str], targets:
     return jobs
 
 
-def _encode(root: str | None, lam: float, strip: bool) -> batch.Task:
+def _encode(root: str | None, lam: float, rho: float | None, strip: bool) -> batch.Task:
     load = lru_cache(1)(lambda: (weights.load_model(root), lam))
-    return batch.Encode(load, strip=strip)
+    return batch.Encode(load, strip=strip, settings={"rho": rho})
 
 
 def _decode(root: str | None, settings: dict[str, Any]) -> batch.Task:

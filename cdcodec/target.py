@@ -96,20 +96,21 @@ def encode(
 ) -> Hit:
     """Code a picture, uint8 (H, W, 3), for a target: never above a size or LPIPS, never below a PSNR.
 
-    typical: bpp of an average picture by λ. settings: steps, gamma and rho of the decodes that are measured. effort: of
-    the files that are tried, for that rho. Raises TargetError when the target is out of reach, and what `codec.encode`
-    raises.
+    typical: bpp of an average picture by λ. settings: steps, gamma and rho of the decodes that are measured; the
+    files that are tried are made for that rho, with that effort. Raises TargetError when the target is out of reach,
+    and what `codec.encode` raises.
     """
     chunks, settings = dict(chunks or {}), dict(settings or {})
+    rho = settings.get("rho")
 
     def code(lam: float) -> bytes:
-        return codec.encode(pixels, checkpoint, lam, chunks, effort=effort, rho=settings.get("rho"))
+        return codec.encode(pixels, checkpoint, lam, chunks, effort=effort, rho=rho)
 
     if target.kind in ("size", "bpp"):
         area = pixels.shape[0] * pixels.shape[1]
         limit = int(target.value if target.kind == "size" else target.value * area / 8)
         if effort:
-            plain = {lam: len(codec.encode(pixels, checkpoint, lam)) for lam in checkpoint.ladder}
+            plain = {lam: len(codec.encode(pixels, checkpoint, lam, rho=rho)) for lam in checkpoint.ladder}
             typical = {lam: 8 * (size - container.HEADER.size) / area for lam, size in plain.items()}
         return to_size(code, limit, checkpoint.ladder, overhead=_overhead(chunks), area=area, typical=typical)
     measure = target.measure or psnr

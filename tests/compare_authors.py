@@ -88,7 +88,7 @@ def compare_latents(theirs: Any, ours: Checkpoint, prior: dict[str, Tensor], pix
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     quantised, _, parts = theirs.context_fn.encode(x)
     normal = parts["latent_distribution"]
-    y = nets.analysis(x, ours.model.condition(lam).condition, x.dtype)
+    y = nets.analysis(x, ours.model.condition(lam).condition, x.new_zeros(1), x.dtype)
     z = nets.hyper_analysis(y)
     medians = prior["medians"][:, None, None]
     log_scale, mean = nets.hyper_synthesis((z - medians).round() + medians, y)

@@ -83,7 +83,7 @@ def test_latents_and_their_parameters_are_theirs(root: Path, preset: str, record
     pixels = authors.picture(64, 64)
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     medians = weights.load_tensors(root, preset=preset, lam=model.config.ladder[0], rho=0.9)[0]["rate.medians"]
-    y = model.networks.analysis(x, model.condition(model.config.ladder[0]).condition, x.dtype)
+    y = model.networks.analysis(x, model.condition(model.config.ladder[0]).condition, x.new_zeros(1), x.dtype)
     z = model.networks.hyper_analysis(y)
     z_hat = (z - medians[:, None, None]).round() + medians[:, None, None]
     log_scale, mean = model.networks.hyper_synthesis(z_hat, y)

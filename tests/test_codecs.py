@@ -57,7 +57,7 @@ def quality(a, b):
 def test_peers_write_real_files(peer, picture):
     assert peer.missing() is None
     before = json.dumps(peer.settings)
-    low, high = (peer.encode(picture, rung) for rung in (peer.rungs[1], peer.rungs[-2]))
+    low, high = (peer.encode(picture, rung, peer.settings[0]) for rung in (peer.rungs[1], peer.rungs[-2]))
     decoded = [peer.decode(d, peer.settings[0]) for d in (low, high)]
     assert all(d.dtype == np.uint8 and d.shape == picture.shape for d in decoded)
     assert len(low) < len(high)
@@ -82,7 +82,7 @@ def test_a_missing_plugin_says_what_to_install():
 def test_external_programs(program, picture):
     external = External.parse(program)
     assert (external.name, external.rungs, external.missing()) == ("disguised", (20, 80), None)
-    low, high = (external.encode(picture, rung) for rung in external.rungs)
+    low, high = (external.encode(picture, rung, {}) for rung in external.rungs)
     assert low[:2] == b"\xff\xd8"
     assert len(low) < len(high)
     decoded = external.decode(high, {})
@@ -105,10 +105,10 @@ def test_external_failures_are_told(picture):
     python = sys.executable
     failing = External("x", f"{python} -c 'raise SystemExit(\"no licence\")' {{in}} {{out}} {{q}}", "true {out} {rec}")
     with pytest.raises(CdcodecError, match=r"failed with exit code 1: no licence"):
-        failing.encode(picture, 1)
+        failing.encode(picture, 1, {})
     silent = External("x", "true {in} {out} {q}", "true {out} {rec}")
     with pytest.raises(CdcodecError, match="wrote no file"):
-        silent.encode(picture, 1)
+        silent.encode(picture, 1, {})
     assert External("x", "no-such-program {in}", "true").missing() == "there is no program no-such-program"
 
 
@@ -139,7 +139,7 @@ def own(tiny_weights):
 
 
 def test_ours_is_the_codec(own, tiny, picture):
-    coded = own.encode(picture, 0.0128)
+    coded = own.encode(picture, 0.0128, own.settings[0])
     assert coded == codec.encode(picture, tiny, 0.0128)
     for setting in own.settings:
         assert np.array_equal(own.decode(coded, setting), codec.decode(coded, tiny, **setting)[0])
@@ -147,7 +147,7 @@ def test_ours_is_the_codec(own, tiny, picture):
 
 
 def test_our_overhead_is_the_header(own, tiny, picture):
-    coded = own.encode(picture, 0.0128)
+    coded = own.encode(picture, 0.0128, own.settings[0])
     assert own.overhead(coded) == OUR_HEADER == len(coded) - len(container.unpack(coded)[2])
 
 

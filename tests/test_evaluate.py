@@ -80,10 +80,10 @@ def test_numbers_come_from_real_bytes(request_for, folder, tiny):
         pixels = np.asarray(image.convert("RGB"))
     for result in outcome.results[:5]:
         if result.own:
-            coded = codec.encode(pixels, tiny, result.rung)
+            coded = codec.encode(pixels, tiny, result.rung, rho=result.setting["rho"])
             decoded = codec.decode(coded, tiny, **result.setting)[0]
         else:
-            coded = PEERS["jpeg"].encode(pixels, result.rung)
+            coded = PEERS["jpeg"].encode(pixels, result.rung, {})
             decoded = PEERS["jpeg"].decode(coded, {})
         assert result.bytes == len(coded)
         assert result.bpp == 8 * len(coded) / pixels[..., 0].size
@@ -97,16 +97,17 @@ def test_numbers_come_from_real_bytes(request_for, folder, tiny):
     }  # fmt: skip
 
 
-def test_one_encoding_serves_all_decode_settings(request_for, monkeypatch):
+def test_one_encoding_serves_all_decode_settings_of_a_rho(request_for, monkeypatch):
     encoded = []
-    monkeypatch.setattr(codec, "encode", lambda *a, real=codec.encode, **k: encoded.append(a[2]) or real(*a, **k))
+    real = codec.encode
+    monkeypatch.setattr(codec, "encode", lambda *a, **k: encoded.append((a[2], k["rho"])) or real(*a, **k))
     request = request_for(peers=(), limit=1, steps=(0, 1), gammas=(0.0, 0.8), rhos=(0.0, 0.9))
     _, outcome = perform(request)
-    assert encoded == list(LAMBDAS)
+    assert encoded == [(lam, rho) for lam in LAMBDAS for rho in (0.0, 0.9)]
     assert len(outcome.results) == 16
     settings = [tuple(r.setting[k] for k in ("steps", "gamma", "rho")) for r in outcome.results[:8]]
-    assert settings == [(s, g, r) for s in (0, 1) for g in (0.0, 0.8) for r in (0.0, 0.9)]
-    assert len({r.bytes for r in outcome.results[:8]}) == 1
+    assert settings == [(s, g, r) for r in (0.0, 0.9) for s in (0, 1) for g in (0.0, 0.8)]
+    assert [len({r.bytes for r in outcome.results[i : i + 4]}) for i in (0, 4)] == [1, 1]
     assert len({r.measures["psnr"] for r in outcome.results[:8]}) > 2
 
 
@@ -129,7 +130,7 @@ def test_other_pictures_weights_or_measures_are_measured_anew(request_for, folde
     made = []
     monkeypatch.setattr(evaluate, "Watch", lambda real=evaluate.Watch: made.append(1) or real())
     _, again = perform(request_for(limit=1, measures=("psnr", "ms-ssim")))
-    assert len(made) == len(again.results) + len(LAMBDAS) + len(PEERS["jpeg"].rungs)
+    assert len(made) == len(again.results) + 2 * len(LAMBDAS) + len(PEERS["jpeg"].rungs)
     assert all(set(r.measures) == {"psnr", "ms-ssim"} for r in again.results)
     for change in ({"digest": "00000000"}, {"version": "another"}):
         changed = [results.Result(**(vars(r) | change)) for r in first.results]
@@ -219,7 +220,7 @@ def test_presets_take_the_checkpoints_defaults(request_for):
     settings = [(s["steps"], s["gamma"], s["rho"]) for s in quality.codecs[0].settings]
     assert settings == [(1, 0.0, 0.0), (17, 0.0, 0.9)]
     assert len(quality.codecs[0].rungs) == 8
-    assert [c.name for c in quality.codecs] == ["compact-x effort 10", "jpeg", "webp", "avif", "heic"]
+    assert [c.name for c in quality.codecs] == ["compact-x effort 5", "jpeg", "webp", "avif", "heic"]
     figures = plan.prepare(request_for(preset="figures", lambdas=()))
     assert figures.missing[0].startswith("compact-eps: no checkpoint of compact-eps")
     steps = [s["steps"] for s in figures.plan.codecs[0].settings if (s["gamma"], s["rho"]) == (0.0, 0.9)]
@@ -249,7 +250,7 @@ def test_fid_is_that_of_all_patches(request_for, tmp_path, monkeypatch):
     for source in prepared.plan.sources:
         with Image.open(source.path) as image:
             pixels = np.asarray(image)
-        decoded = PEERS["jpeg"].decode(PEERS["jpeg"].encode(pixels, 8), {})
+        decoded = PEERS["jpeg"].decode(PEERS["jpeg"].encode(pixels, 8, {}), {})
         for side, picture in zip(sides, (pixels, decoded), strict=True):
             side.append(fid.features(extractor, picture))
     a, b = (np.concatenate(side) for side in sides)

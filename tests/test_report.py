@@ -258,11 +258,11 @@ def test_the_readme_takes_its_section_from_the_summary(made, tmp_path):
     done = CliRunner().invoke(readme.main, [str(out), str(path)])
     assert done.exit_code == 0, done.output
     text = path.read_text()
-    assert text.startswith(f"before\n{readme.BEGIN}\n**Each λ: mean bpp and bytes, PSNR in dB")
+    assert text.startswith(f"before\n{readme.BEGIN}\n**Each λ: mean bpp, PSNR in dB")
     assert "\n**PSNR in dB, more is better: peer / compact-x, 0 steps" in text
     with (out / "summary.csv").open(newline="") as file:
         rung = next(row for row in csv.DictReader(file) if row["ladder"] == "lambda")
-    line = f"\n| {rung['rung']} | {float(rung['bpp']):.3f} | {float(rung['bytes']):.0f} | {float(rung['psnr']):.2f}"
+    line = f"\n| {rung['rung']} | {float(rung['bpp']):.3f}, {float(rung['psnr']):.2f}"
     assert line in text
     assert text.endswith(f"{readme.END}\nafter\n")
     assert "stale figures" not in text

@@ -96,17 +96,18 @@ def test_no_network_looks_further_than_its_reach_and_the_reach_is_no_larger_than
     if config.blocks == "compact":
         nets.analysis.transform.float()
     condition, embedding = (torch.zeros(1, n, dtype=torch.float64) for n in (config.condition, config.embedding))
+    rho = torch.zeros(1, dtype=torch.float64)
     height = 2 * max(reach) + 6 * unit
 
     def unet(x: Tensor, base: Tensor, *pyramid: Tensor) -> list[Tensor]:
         return [nets.unet(x, embedding, nets.unet.contributions(list(pyramid), base))]
 
     def synthesis(y: Tensor) -> list[Tensor]:
-        pyramid, base = nets.synthesis(y, condition, torch.zeros(1), torch.float64)
+        pyramid, base = nets.synthesis(y, condition, rho, torch.float64)
         return pyramid if base is None else [*pyramid, base]
 
     def analysis(x: Tensor) -> list[Tensor]:
-        return [nets.analysis(x, condition, torch.float64)]
+        return [nets.analysis(x, condition, rho, torch.float64)]
 
     def furthest(call: Callable[..., list[Tensor]], inputs: list[tuple[int, int]], which: int) -> int:
         """In pixels, from a unit of the output to what it depends on in an input; inputs: (channels, pixels apart)."""

@@ -336,7 +336,7 @@ def integer_tensors(networks: Networks, prior: State, config: ModelConfig, limit
 def estimated_bits(networks: Networks, prior: State, x: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bits of z (C_z, h/4, w/4) and of y (C_y, h, w) for x (1, 3, H, W) by the continuous likelihoods, none below 1e-9:
     what the authors' code sums up as the rate."""
-    y = networks.analysis(x, networks.ladder.condition, x.dtype)
+    y = networks.analysis(x, networks.ladder.condition, x.new_zeros(1), x.dtype)
     medians = prior["medians"][:, None, None]
     z = (networks.hyper_analysis(y) - medians).round() + medians
     log_scale, mean = networks.hyper_synthesis(z, y)

@@ -52,16 +52,16 @@ class Codec(Protocol):
     def settings(self) -> tuple[Setting, ...]: ...
 
     def missing(self) -> str | None: ...
-    def encode(self, pixels: Pixels, rung: float) -> bytes: ...
+    def encode(self, pixels: Pixels, rung: float, setting: Setting) -> bytes: ...
     def decode(self, data: bytes, setting: Setting) -> Pixels: ...
     def overhead(self, data: bytes) -> int | None: ...
 
 
 @dataclass(frozen=True)
 class Own:
-    """cdcodec itself with one preset of the weights in `root`; encodes once per λ, decodes once per setting.
+    """cdcodec itself with one preset of the weights in `root`; encodes once per λ and ρ, decodes once per setting.
 
-    effort: of encoding, for decoding at the largest ρ of the settings.
+    effort: of encoding.
     """
 
     preset: str
@@ -90,9 +90,8 @@ class Own:
         """Raises WeightsError."""
         return _checkpoint(self.root, self.preset, self.device, self.precision)
 
-    def encode(self, pixels: Pixels, rung: float) -> bytes:
-        rho = max((setting["rho"] for setting in self.settings), default=None)
-        return codec.encode(pixels, self.load(), rung, effort=self.effort, rho=rho)
+    def encode(self, pixels: Pixels, rung: float, setting: Setting) -> bytes:
+        return codec.encode(pixels, self.load(), rung, effort=self.effort, rho=setting["rho"])
 
     def decode(self, data: bytes, setting: Setting) -> Pixels:
         return codec.decode(data, self.load(), **setting)[0]
@@ -132,7 +131,7 @@ class Plugin:
             return f"this Pillow was built without {self.feature}"
         return None
 
-    def encode(self, pixels: Pixels, rung: float) -> bytes:
+    def encode(self, pixels: Pixels, rung: float, setting: Setting) -> bytes:
         self._register()
         buffer = io.BytesIO()
         options = copy.deepcopy(dict(self.options))  # pillow-heif writes into it
@@ -214,7 +213,7 @@ class External:
                 return f"there is no program {program}"
         return None
 
-    def encode(self, pixels: Pixels, rung: float) -> bytes:
+    def encode(self, pixels: Pixels, rung: float, setting: Setting) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             names = {"{in}": f"{folder}/in.png", "{out}": f"{folder}/coded", "{q}": f"{rung:g}"}
             Image.fromarray(pixels).save(names["{in}"], compress_level=1)

@@ -2,8 +2,8 @@
 
     folder ─► survey ─► Plan ─► units (picture × codec × rung) ─► work, in `jobs` processes ─► results.jsonl
 
-One unit is one encoding; all its decode settings start from the same bytes. Results are written in the order of the
-plan whatever the number of jobs, so that an interrupted run continues where it stopped.
+One unit is one encoding; all its decode settings, of one ρ, start from the same bytes. Results are written in the
+order of the plan whatever the number of jobs, so that an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -105,7 +105,16 @@ class Plan:
         for source in self.sources:
             for codec in self.codecs:
                 for rung in codec.rungs:
-                    yield Unit(source, codec, rung, codec.settings)
+                    for settings in of_one_file(codec.settings):
+                        yield Unit(source, codec, rung, settings)
+
+
+def of_one_file(settings: Sequence[Setting]) -> list[tuple[Setting, ...]]:
+    """Settings that share an encoding, together: ours is encoded for the ρ that it shall be decoded at."""
+    groups: dict[float | None, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.get("rho"), []).append(setting)
+    return [tuple(group) for group in groups.values()]
 
 
 @dataclass
@@ -233,7 +242,7 @@ def work(unit: Unit, judging: Judging, jobs: int) -> tuple[list[Result], str | N
         if isinstance(codec, Own):
             codec.load()
         with Watch() as encoding:
-            data = codec.encode(pixels, unit.rung)
+            data = codec.encode(pixels, unit.rung, unit.settings[0])
         for setting in unit.settings:
             with Watch() as decoding:
                 decoded = codec.decode(data, setting)

@@ -117,14 +117,14 @@ class Objective(nn.Module):
         lam = (low + (high - low) * draws.uniform(key, STREAM_LAMBDA, 1)[:, 0]).exp()
         rows = ladder.weights(lam)
         condition, log_variance = rows @ ladder.condition, rows @ ladder.log_variance
-        bits, latent = self.code(x, key, rows, condition)
+        rho = self.draw_rho(key)
+        bits, latent = self.code(x, key, rows, condition, rho)
         bpp = bits / (x.shape[2] * x.shape[3])
         lam_eff = self.weights.lambda_scale * lam**self.weights.lambda_power
         rate, balance = ramp * lam_eff * bpp, lam_eff.rsqrt()
         if self.kind == "entropy":
             loss = (balance * rate).mean()
             return loss, {"loss": loss.detach(), "bpp": bpp.detach().mean()}
-        rho = self.draw_rho(key)
         pyramid, base = self.networks.synthesis(latent, condition, rho, self.dtype)
         # The light head answers for its own error alone; what ρ asks for is left to the denoiser.
         given = Given(base.detach(), log_variance.exp().detach(), condition, rho, pyramid)
@@ -151,11 +151,11 @@ class Objective(nn.Module):
         metrics["loss"] = loss
         return loss + 0.01 * fit + adversarial, {name: value.detach() for name, value in metrics.items()}
 
-    def code(self, x: Tensor, key: Tensor, rows: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def code(self, x: Tensor, key: Tensor, rows: Tensor, condition: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
         """Bits (B,) and the latent as it is decoded. Noise for the rate, rounding for the decoder's input."""
         nets, wide = self.networks, (slice(None), slice(None), None, None)
         pixels = x.contiguous(memory_format=torch.channels_last)
-        y = nets.analysis(pixels, condition, self.dtype) * (rows @ nets.ladder.log_gain).exp()[wide]
+        y = nets.analysis(pixels, condition, rho, self.dtype) * (rows @ nets.ladder.log_gain).exp()[wide]
         z = nets.hyper_analysis(y)
         log_scale, mean = nets.hyper_synthesis(quantise(z), y)
         noise_y = draws.uniform(key, STREAM_NOISE_Y, y[0].numel()).view_as(y) - 0.5
@@ -257,8 +257,8 @@ class Objective(nn.Module):
         return distances
 
     def draw_rho(self, key: Tensor) -> Tensor:
-        """ρ (B,): 0 for two samples in five, its maximum for two, anything between for one; 0 without LPIPS."""
-        if self.lpips is None:
+        """ρ (B,): 0 for two samples in five, its maximum for two, anything between for one; 0 if LPIPS is lacking."""
+        if self.lpips is None and self.kind != "entropy":  # which codes what the encoder makes for any ρ
             return torch.zeros(len(key), device=key.device)
         u = draws.uniform(key, STREAM_RHO, 2)
         top = self.networks.config.rho_max

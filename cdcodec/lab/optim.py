@@ -12,7 +12,7 @@ from torch import Tensor
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 OUTPUTS = ("analysis.out.weight", "synthesis.head.weight", "synthesis.realism.weight", "unet.head.weight")
 """Kernels whose output is a latent or a picture: what is added there must be small, and Muon's steps have one size."""
-FAR = ("ladder.log_", "bottleneck.", "synthesis.embed_rho.", "synthesis.smoothing.")
+FAR = ("ladder.log_", "bottleneck.", "analysis.embed_rho.", "synthesis.embed_rho.", "synthesis.smoothing.")
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterations: int = 5) -> Tensor:

@@ -15,7 +15,7 @@ from PIL import Image, features
 
 from cdcodec.errors import CdcodecError
 from cdcodec.lab.codecs import Codec, Own, Setting
-from cdcodec.lab.evaluate import Plan, Source, say
+from cdcodec.lab.evaluate import Plan, Source, of_one_file, say
 from cdcodec.lab.metrics import Judge
 from cdcodec.lab.plots import SIGNS, SWEEPS, Drawn, strip
 from cdcodec.lab.results import label
@@ -56,15 +56,17 @@ def comparison(plan: Plan, curves: Mapping[str, Curve], source: Source, judge: J
 
 
 def _shots(codec: Codec, curves: Mapping[str, Curve], name: str, pixels: Pixels, bpp: float) -> list[dict[str, Any]]:
-    """Facts and pixels of a codec at the rung that should come nearest to a rate: one encoding, its first settings."""
-    settings = codec.settings[:OWN_CURVES]
-    curve = curves.get(label(codec.name, settings[0]))
-    if curve is None or name not in curve.pictures:
-        return []
-    rung = rung_for(curve, name, bpp)
-    data = codec.encode(pixels, rung)
-    facts = {"rung": rung, "bytes": len(data), "bpp": 8 * len(data) / (pixels.shape[0] * pixels.shape[1])}
-    return [{"label": label(codec.name, s), **facts, "pixels": codec.decode(data, s)} for s in settings]
+    """Facts and pixels of a codec, for its first settings, at the rung that should come nearest to a rate."""
+    shots = []
+    for settings in of_one_file(codec.settings[:OWN_CURVES]):
+        curve = curves.get(label(codec.name, settings[0]))
+        if curve is None or name not in curve.pictures:
+            continue
+        rung = rung_for(curve, name, bpp)
+        data = codec.encode(pixels, rung, settings[0])
+        facts = {"rung": rung, "bytes": len(data), "bpp": 8 * len(data) / (pixels.shape[0] * pixels.shape[1])}
+        shots += [{"label": label(codec.name, s), **facts, "pixels": codec.decode(data, s)} for s in settings]
+    return shots
 
 
 def rung_for(curve: Curve, name: str, bpp: float) -> float:
@@ -88,18 +90,20 @@ def strips(plan: Plan, folder: Path) -> list[Drawn]:
         for number, source in enumerate(choose(plan, STRIPS), 1):
             pixels = source.pixels()
             window = _liveliest(pixels)
-            try:
-                data = codec.encode(pixels, rung)
-            except CdcodecError as error:
-                say(f"cdcodec: error: {source.name}: {codec.name} for the strips: {error}")
-                continue
-            bpp = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
             for variable, settings in swept.items():
                 columns = {"original": pixels[window]}
-                for setting in settings:
-                    columns[f"{SIGNS[variable]} {setting[variable]:g}"] = codec.decode(data, setting)[window]
+                try:
+                    for same in of_one_file(settings):
+                        data = codec.encode(pixels, rung, same[0])
+                        bpp = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
+                        for setting in same:
+                            shown = codec.decode(data, setting)[window]
+                            columns[f"{SIGNS[variable]} {setting[variable]:g}, {bpp:.3f} bpp"] = shown
+                except CdcodecError as error:
+                    say(f"cdcodec: error: {source.name}: {codec.name} for the strips: {error}")
+                    continue
                 if settings:
-                    title = f"{codec.name}, λ {rung:g}, {bpp:.3f} bpp: {source.name} over {SWEEPS[variable]}"
+                    title = f"{codec.name}, λ {rung:g}: {source.name} over {SWEEPS[variable]}"
                     drawn.append(strip(columns, title, folder, f"strip-{codec.name}-{variable}-{number}"))
     return drawn
 

@@ -46,7 +46,7 @@ class Preset:
 PRESETS = {
     "standard": Preset(OURS, ({}, FIDELITY), ("jpeg", "webp", "avif", "jxl", "heic"), tuple(metrics.MEASURES)),
     "quality": Preset(
-        OURS, (FIDELITY, {"rho": 0.9}), ("jpeg", "webp", "avif", "heic"), ("psnr", "lpips-alex"), effort=10
+        OURS, (FIDELITY, {"rho": 0.9}), ("jpeg", "webp", "avif", "heic"), ("psnr", "lpips-alex"), effort=5
     ),
     "figures": Preset(
         ("compact-x", "compact-eps"),

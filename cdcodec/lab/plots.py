@@ -20,7 +20,11 @@ from cdcodec.lab.summary import OWN_CURVES
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00", "#56b4e9", "#8a8a8a", "#e69f00", "#5b3fa0")
 MARKERS = "osD^vPX*<>"
 DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (6, 2, 1, 2, 1, 2)))
-SWEEPS = {"steps": "steps of the diffusion", "gamma": "γ, noise at the start", "rho": "ρ, from fidelity to looks"}
+SWEEPS = {
+    "steps": "steps of the diffusion",
+    "gamma": "γ, noise at the start",
+    "rho": "ρ, from fidelity to looks, a file for each",
+}
 SIGNS = {"steps": "steps", "gamma": "γ", "rho": "ρ"}
 
 

@@ -60,15 +60,14 @@ def replace(text: str, results: str) -> str:
 
 
 def _ladder(rows: list[dict[str, str]]) -> list[str]:
-    """A line for each λ: mean bpp and bytes, and the measures of each curve."""
+    """A line for each λ: mean bpp and the measures of each curve."""
     curves, measures = list(dict.fromkeys(row["curve"] for row in rows)), [name for name in TITLES if name in rows[0]]
     of = {(row["rung"], row["curve"]): row for row in rows}
-    lines = [f"**Each λ: mean bpp and bytes, {', '.join(TITLES[name].partition(',')[0] for name in measures)}**", ""]
-    lines += [f"| λ | bpp | bytes | {' | '.join(curves)} |", "|---" * (3 + len(curves)) + "|"]
+    lines = [f"**Each λ: mean bpp, {', '.join(TITLES[name].partition(',')[0] for name in measures)}**", ""]
+    lines += [f"| λ | {' | '.join(curves)} |", "|---" * (1 + len(curves)) + "|"]
     for rung in dict.fromkeys(row["rung"] for row in rows):
-        cells = [", ".join(_figure(name, of[rung, curve][name]) for name in measures) for curve in curves]
-        first = of[rung, curves[0]]
-        lines.append(f"| {rung} | {float(first['bpp']):.3f} | {float(first['bytes']):.0f} | {' | '.join(cells)} |")
+        cells = [", ".join(_figure(name, of[rung, curve][name]) for name in ("bpp", *measures)) for curve in curves]
+        lines.append(f"| {rung} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

@@ -29,12 +29,13 @@ def peer_at(name: str, pixels: NDArray[np.uint8], size: int) -> tuple[NDArray[np
     reason = f"one of {', '.join(PEERS)} is wanted" if peer is None else peer.missing()
     if peer is None or reason is not None:
         raise CdcodecError(f"{name}: {reason}")
-    low, high, best = 0, 100, peer.encode(pixels, 0)
+    setting = peer.settings[0]
+    low, high, best = 0, 100, peer.encode(pixels, 0, setting)
     while high - low > 1:
         middle = (low + high) // 2
-        data = peer.encode(pixels, middle)
+        data = peer.encode(pixels, middle, setting)
         low, high, best = (middle, high, data) if len(data) <= size else (low, middle, best)
-    return peer.decode(best, peer.settings[0]), len(best)
+    return peer.decode(best, setting), len(best)
 
 
 def row(
@@ -63,7 +64,7 @@ def row(
 @click.argument("crops", metavar="PHOTO:X,Y...", nargs=-1, required=True)
 @click.option("--bpp", type=float, default=0.2, show_default=True, help="Of our files; the peers get as many bytes.")
 @click.option("--peers", default="avif,heic", show_default=True, help="Names, as of cdcodec eval.")
-@click.option("--rho", type=click.FloatRange(0, 0.9), help="Of our decoding. [default: the checkpoint's]")
+@click.option("--rho", type=click.FloatRange(0, 0.9), help="Of our files. [default: the checkpoint's]")
 @click.option("--effort", type=click.IntRange(0, 1000), default=0, show_default=True, help="Of our encoding.")
 @weights_option
 def main(

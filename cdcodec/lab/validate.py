@@ -75,23 +75,24 @@ class Validation:
         weights = networks.ladder.weights(torch.tensor([lam], device=device))
         condition, variance = weights @ networks.ladder.condition, (weights @ networks.ladder.log_variance).exp()
         gain = (weights @ networks.ladder.log_gain).exp()[:, :, None, None]
-        y = networks.analysis(x, condition, self.dtype) * gain
-        z = quantise(networks.hyper_analysis(y))
-        log_scale, mean = networks.hyper_synthesis(z, y)
-        latent = quantise(y, mean)
-        bits = rate.bits_z(z) + rate.bits_y(latent, log_scale, mean)
         inverse = (weights @ networks.ladder.log_inverse_gain).exp()[:, :, None, None]
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
 
-        def context(rho: float) -> tuple[Tensor, list[Tensor], Tensor]:
+        def coded(rho: float) -> tuple[float, Tensor, list[Tensor], Tensor]:
             r = torch.tensor([rho], device=device)
-            return r, *networks.synthesis(latent * inverse, condition, r, self.dtype)
+            y = networks.analysis(x, condition, r, self.dtype) * gain
+            z = quantise(networks.hyper_analysis(y))
+            log_scale, mean = networks.hyper_synthesis(z, y)
+            latent = quantise(y, mean)
+            bits = rate.bits_z(z) + rate.bits_y(latent, log_scale, mean)
+            pyramid, base = networks.synthesis(latent * inverse, condition, r, self.dtype)
+            return bits.item() / (x.shape[2] * x.shape[3]), r, pyramid, base
 
         rho = networks.config.rho_max
-        contexts = {r: context(r) for r in (0.0, rho)}
+        made = {r: coded(r) for r in (0.0, rho)}
 
         def decode(steps: int, gamma: float, rho: float) -> Tensor:
-            r, pyramid, base = contexts[rho]
+            _, r, pyramid, base = made[rho]
             if steps == 0:
                 return base.clamp(-1, 1)
             contributions = networks.unet.contributions(pyramid, base)
@@ -105,7 +106,8 @@ class Validation:
         one, sharp, textured = decode(1, 0.0, 0.0), decode(1, 0.0, rho), decode(STEPS, 0.8, rho)
         head, sharp_head = decode(0, 0.0, 0.0), decode(0, 0.0, rho)
         values = {
-            "bpp": bits.item() / (x.shape[2] * x.shape[3]),
+            "bpp": made[0.0][0],
+            "bpp_sharp": made[rho][0],
             "psnr": _psnr(one, x),
             "psnr_head": _psnr(head, x),
             "psnr_steps": _psnr(decode(STEPS, 0.0, 0.0), x),

@@ -53,10 +53,12 @@ class Ladder(nn.Module):
 
 
 class Analysis(nn.Module):
-    """g_a(x; λ): picture (B, 3, H, W) float32 in [-1, 1] → y (B, C_y, H/16, W/16) float32, before the gain.
+    """g_a(x; λ, ρ): picture (B, 3, H, W) float32 in [-1, 1] → y (B, C_y, H/16, W/16) float32, before the gain.
 
         x ─┬─ unshuffle 4 ─ conv ─ blocks ─ ↓2 ─ blocks ─ ↓2 ─ blocks ─ norm ─ conv ─ + ─ y
            └────────────────────────── cosine transform ─────────────────────────────┘
+
+    condition (B, K), ρ (B,): at which ρ y shall decode best; it decodes at any.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -64,14 +66,16 @@ class Analysis(nn.Module):
         widths = config.analysis_widths
         self.unshuffle = config.unshuffle
         self.embed = Linear(config.condition, config.embedding)
+        self.embed_rho = Linear(1, config.embedding, bias=False)
+        nn.init.zeros_(self.embed_rho.weight)
         self.stem = conv3(3 * config.unshuffle**2, widths[0])
         self.levels = nn.ModuleList(_blocks(width, config) for width in widths)
         self.downs = nn.ModuleList(conv3(a, b, stride=2) for a, b in pairwise(widths))
         self.out = conv3(widths[-1], config.latent, zero=True)
         self.transform = BlockTransform(config)
 
-    def forward(self, x: Tensor, condition: Tensor, dtype: torch.dtype) -> Tensor:
-        embedding = F.silu(self.embed(condition))
+    def forward(self, x: Tensor, condition: Tensor, rho: Tensor, dtype: torch.dtype) -> Tensor:
+        embedding = F.silu(self.embed(condition) + self.embed_rho(rho[:, None]))
         h = self.stem(F.pixel_unshuffle(x.to(dtype), self.unshuffle))
         for i, blocks in enumerate(self.levels):
             if i:

@@ -74,23 +74,24 @@ class Model:
             raise WeightsError(f"{error}; encode with --effort 0 or --rho 0, or see cdcodec.lab.judge") from None
 
     @torch.inference_mode()
-    def analyse(self, pixels: NDArray[np.uint8], lam: float, *, effort: int = 0, rho: float = 0.0) -> Symbols:
+    def analyse(self, pixels: NDArray[np.uint8], lam: float, *, effort: int = 0, rho: float | None = None) -> Symbols:
         """Padded pixels uint8 (H, W, 3), H and W multiples of the stride → the Symbols that code them.
 
-        effort: steps in which y is refined for how it decodes at ρ (refine.py). y's index and mean come from the
-        integers coded before, by the very function that the decoder calls. Raises SettingError for effort that a model
-        without a light head cannot make.
+        rho: at which y shall decode best, None for the configuration's. effort: steps in which it is refined for that
+        (refine.py). y's index and mean come from the integers coded before, by the very function that the decoder
+        calls. Raises SettingError for effort that a model without a light head cannot make.
         """
         if effort and self.config.blocks == "paper":
             raise SettingError(f"{self.config.preset} has no light head to refine a latent by; encode without --effort")
-        given = self.condition(lam)
+        rho = self.config.rho if rho is None else rho
+        given, realism = self.condition(lam), torch.tensor([rho], device=self.device)
         picture = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
         tiling = Tiling.of((pixels.shape[0], pixels.shape[1]), self.config, self.tile)
 
         def analysed(box: Box) -> list[Tensor]:
             x = box.of(picture, tiling.whole).to(self.device).float() / 127.5 - 1
             x = x.contiguous(memory_format=torch.channels_last)
-            return [self.networks.analysis(x, given.condition, self.encoder_dtype)]
+            return [self.networks.analysis(x, given.condition, realism, self.encoder_dtype)]
 
         y = tiling.run(analysed, self.reach.analysis)[0] * given.gain
         z = _integers((self.networks.hyper_analysis(y)[0].cpu() - self.integer.offset).numpy())

@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
 
 class Analysis(nn.Module):
-    """g_a(x): picture (B, 3, H, W) in [-1, 1] → y (B, C_y, H/16, W/16). Knows one λ, so it ignores the condition."""
+    """g_a(x): picture (B, 3, H, W) in [-1, 1] → y (B, C_y, H/16, W/16). Knows one λ and one ρ, so it ignores them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Analysis(nn.Module):
         )
         self.downs = nn.ModuleList(conv3(width, width, stride=2) for width in config.analysis_widths)
 
-    def forward(self, x: Tensor, condition: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, rho: Tensor, dtype: torch.dtype) -> Tensor:
         x = x.to(dtype)
         for block, down in zip(self.levels, self.downs, strict=True):
             x = down(block(x))

@@ -2,7 +2,7 @@
 
 The encoder's networks give one answer for all pictures of a kind; a few steps of gradient descent on y itself find a
 better one for this picture (Campos et al. 2019, arXiv 1906.01223; Yang et al. 2020, arXiv 2006.04240). The objective is
-that of training: λ_eff·R + (1 − ρ/2)·2·D + ρ·0.9·LPIPS, R from the integers that code y, D and LPIPS of the light
+that of training: λ_eff·R + (1 − ρ/2)·2·D + ρ·0.7·LPIPS, R from the integers that code y, D and LPIPS of the light
 head's picture at ρ. LPIPS is SqueezeNet's, seen as in training from all sides (Kettunen et al. 2019, arXiv 1906.03973).
 """
 
@@ -24,7 +24,7 @@ from cdcodec.nets.tiles import Box, Tiling
 
 LAMBDA_SCALE, LAMBDA_POWER = 12.7, 1.365
 """λ_eff = LAMBDA_SCALE·λ^LAMBDA_POWER, as in the recipes of compact-x."""
-MSE_WEIGHT, LPIPS_WEIGHT = 2.0, 0.9
+MSE_WEIGHT, LPIPS_WEIGHT = 2.0, 0.7
 RATE, LAST_RATE = 0.05, 0.2
 """Adam's step in units of y's rounding, falling linearly to LAST_RATE of it."""
 VIEWS = 6
