@@ -1,9 +1,9 @@
 """Run an evaluation: every picture through every codec at every setting, measured from real bytes, resumable.
 
-    folder ─► survey ─► Plan ─► units (picture × codec × rung) ─► work, in `jobs` processes ─► results.jsonl
+    folder ─► survey ─► Plan ─► units (picture × codec × rung × ρ) ─► work, in `jobs` processes ─► results.jsonl
 
-One unit is one encoding; all its decode settings, of one ρ, start from the same bytes. Results are written in the
-order of the plan whatever the number of jobs, so that an interrupted run continues where it stopped.
+One unit is one encoding; its decode settings, all of one ρ, start from the same bytes. Results are written in the order
+of the plan whatever the number of jobs, so that an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations

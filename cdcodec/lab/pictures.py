@@ -90,18 +90,19 @@ def strips(plan: Plan, folder: Path) -> list[Drawn]:
         for number, source in enumerate(choose(plan, STRIPS), 1):
             pixels = source.pixels()
             window = _liveliest(pixels)
+            groups = of_one_file([setting for settings in swept.values() for setting in settings])
+            try:
+                coded = {same[0]["rho"]: codec.encode(pixels, rung, same[0]) for same in groups}
+            except CdcodecError as error:
+                say(f"cdcodec: error: {source.name}: {codec.name} for the strips: {error}")
+                continue
             for variable, settings in swept.items():
                 columns = {"original": pixels[window]}
-                try:
-                    for same in of_one_file(settings):
-                        data = codec.encode(pixels, rung, same[0])
-                        bpp = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
-                        for setting in same:
-                            shown = codec.decode(data, setting)[window]
-                            columns[f"{SIGNS[variable]} {setting[variable]:g}, {bpp:.3f} bpp"] = shown
-                except CdcodecError as error:
-                    say(f"cdcodec: error: {source.name}: {codec.name} for the strips: {error}")
-                    continue
+                for setting in settings:
+                    data = coded[setting["rho"]]
+                    bpp = 8 * len(data) / (pixels.shape[0] * pixels.shape[1])
+                    shown = codec.decode(data, setting)[window]
+                    columns[f"{SIGNS[variable]} {setting[variable]:g}, {bpp:.3f} bpp"] = shown
                 if settings:
                     title = f"{codec.name}, λ {rung:g}: {source.name} over {SWEEPS[variable]}"
                     drawn.append(strip(columns, title, folder, f"strip-{codec.name}-{variable}-{number}"))

@@ -26,7 +26,7 @@ PICTURES, SIDE, SMALLEST, STEPS = 8, 384, 64, 8
 
 
 class Validation:
-    """Called with averaged networks: rows of (λ, bpp, PSNR of 0 and 1 steps at ρ = 0, LPIPS at the largest ρ)."""
+    """Called with averaged networks: rows of λ, and bpp, PSNR and LPIPS as they come at ρ = 0 and at the largest ρ."""
 
     def __init__(self, folder: Path, metric_weights: Path | None, dtype: torch.dtype) -> None:
         paths = find_images(folder)
