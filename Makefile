@@ -50,7 +50,7 @@ peers: setup ## what other codecs do on IMAGES, kept in results/peers.jsonl
 	$(BIN)/cdcodec eval $(IMAGES) $(EVAL) --preset quality --model none -o runs/peers --resume --jobs 2
 	mkdir -p results && cp runs/peers/results.jsonl results/peers.jsonl
 
-quality: setup ## the table of README on IMAGES (85 minutes for 27 megapixels): make quality IMAGES=valid METRICS=lpips
+quality: setup ## the table of README on IMAGES (an hour or more for 27 megapixels): make quality IMAGES=valid METRICS=lpips
 	$(BIN)/cdcodec eval $(IMAGES) $(EVAL) --preset quality -o results/quality --force --reuse results/peers.jsonl --jobs 2
 	$(BIN)/python -m cdcodec.lab.readme results/quality README.md
 

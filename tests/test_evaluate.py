@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from PIL import Image
 from skimage import data
 
 import cdcodec
-from cdcodec import codec
-from cdcodec.errors import CdcodecError
+from cdcodec import codec, weights
+from cdcodec.errors import CdcodecError, WeightsError
 from cdcodec.lab import evaluate, fid, metrics, plan, results, summary
 from cdcodec.lab.codecs import PEERS
 from cdcodec.lab.commands import compare_command, eval_command
@@ -220,12 +221,39 @@ def test_presets_take_the_checkpoints_defaults(request_for):
     settings = [(s["steps"], s["gamma"], s["rho"]) for s in quality.codecs[0].settings]
     assert settings == [(1, 0.0, 0.0), (17, 0.0, 0.9)]
     assert len(quality.codecs[0].rungs) == 8
-    assert [c.name for c in quality.codecs] == ["compact-x effort 5", "jpeg", "webp", "avif", "heic"]
+    assert [c.name for c in quality.codecs] == ["compact-x", "jpeg", "webp", "avif", "heic"]
     figures = plan.prepare(request_for(preset="figures", lambdas=()))
     assert figures.missing[0].startswith("compact-eps: no checkpoint of compact-eps")
     steps = [s["steps"] for s in figures.plan.codecs[0].settings if (s["gamma"], s["rho"]) == (0.0, 0.9)]
     assert sorted(steps) == [0, 1, 2, 4, 8, 17, 33, 65]
     assert len(figures.plan.codecs[0].rungs) == 3
+
+
+def test_effort_needs_its_judge_and_is_another_codec_with_another(request_for, tiny_weights, tmp_path):
+    without = plan.prepare(request_for(preset="quality"))
+    assert without.missing[0].startswith("compact-x without effort: ")
+    assert "judge.safetensors is missing" in without.missing[0]
+    with pytest.raises(WeightsError, match=r"judge\.safetensors is missing"):
+        plan.prepare(request_for(effort=2))
+    versions = []
+    about, tensors = weights.read(Path(__file__).parents[1] / "weights" / "compact-x" / weights.JUDGE)
+    for factor in (1, 2):
+        root = tmp_path / str(factor)
+        shutil.copytree(tiny_weights, root)
+        weights.save({**tensors, "lins.0": factor * tensors["lins.0"]}, root / "compact-x" / weights.JUDGE, about)
+        whole = plan.prepare(request_for(preset="quality", weights=root)).plan.codecs[0]
+        assert whole.name == "compact-x effort 5"
+        plain = plan.prepare(request_for(weights=root, effort=0)).plan.codecs[0]
+        versions.append((whole.version, plain.version))
+    assert versions[0][0] != versions[1][0]
+    assert versions[0][1] == versions[1][1] == without.plan.codecs[0].version
+
+
+def test_what_is_asked_for_twice_is_measured_once(request_for):
+    found = plan.prepare(request_for(models=("compact-x", "compact-x"), peers=("jpeg", "jpeg"), lambdas=LAMBDAS * 2))
+    assert [(c.name, len(c.rungs)) for c in found.plan.codecs] == [("compact-x", 2), ("jpeg", 11)]
+    with pytest.raises(CdcodecError, match="two codecs are called jpeg"):
+        plan.prepare(request_for(programs=(f"jpeg={sys.executable} {{in}} {{out}} {{q}} ; cat {{out}} {{rec}}",)))
 
 
 def test_fid_is_that_of_all_patches(request_for, tmp_path, monkeypatch):
@@ -310,6 +338,9 @@ def test_eval_refuses_a_folder_with_results(request_for, tmp_path):
     (tmp_path / "empty").mkdir()
     empty = invoke(eval_command, tmp_path / "empty", "-o", tmp_path / "x", "--weights", request.weights)
     assert "holds no picture that can be read" in str(empty.exception)
+    both = invoke(eval_command, request.folder, "-o", request.out, "--resume", "--force")
+    assert "exclude each other" in both.exception.message
+    assert results.read(request.out / "results.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +348,7 @@ def test_eval_refuses_a_folder_with_results(request_for, tmp_path):
     [(("--metrics", "psnr,vmaf"), "'vmaf' is not one of psnr"), (("--metrics", "none"), "'none' is not one of psnr"),
      (("--peers", "jpeg", "--anchor", "jpg"), "no codec jpg to compare with; there are compact-x"),
      (("--model", "none", "--peers", "none"), "no codec to measure"), (("--steps", "1,x"), "not a list of numbers"),
-     (("--rho", "0.95"), "between 0 and 0.9"), (("--gamma", "nan"), "between 0"), (("--peers", "png"), "not one of"),
+     (("--metrics", "dists"), "nothing to measure by; dists: "), (("--rho", "0.95"), "between 0 and 0.9"), (("--gamma", "nan"), "between 0"), (("--peers", "png"), "not one of"),
      (("--peer", "x=y"), "not of the form"), (("--lambda", "9"), "outside the ladder")],
 )  # fmt: skip
 def test_eval_refuses_wrong_options(request_for, words, message):
@@ -356,5 +387,8 @@ def test_compare_pictures_and_folders(folder, tmp_path, request_for):
     assert "c is in one of the folders only" in done.stderr
     for other, message in ((copies, "not one of each"), (copies / "more" / "a.bmp", "different sizes")):
         assert message in str(invoke(compare_command, folder / "b.png", other).exception)
+    assert "none of these" in str(invoke(compare_command, copies, copies, "--metrics", "lpips-alex").exception)
+    Image.new("RGB", (9, 9)).save(copies / "b.png")
+    assert "differ in their extension alone" in str(invoke(compare_command, copies, copies).exception)
     (tmp_path / "none").mkdir()
     assert "has the name" in str(invoke(compare_command, folder, tmp_path / "none").exception)

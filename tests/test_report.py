@@ -113,7 +113,7 @@ def test_the_table_says_how_many_pictures():
     assert "9.00" not in "".join(lines)
     assert {(d.curve, d.anchor) for d in deltas} == {("compact-x, 1 step, γ 0, ρ 0", "webp"), ("avif", "webp")}
     with pytest.raises(CdcodecError, match="no codec bpg"):
-        summary.find({}, "bpg")
+        summary.chosen([], "bpg")
 
 
 def test_rungs_for_a_rate():

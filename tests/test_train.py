@@ -381,6 +381,8 @@ def test_what_cannot_be_trained_on_is_said(photographs: Path, tmp_path: Path) ->
         train(photographs, tmp_path / "run", big)
     with pytest.raises(TrainingError, match="name a recipe"):
         train(photographs, tmp_path / "run", None)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
     (tmp_path / "run" / STATE).write_bytes(b"nonsense")
     with pytest.raises(TrainingError, match=r"damaged, or not the state of a run$"):
         train(photographs, tmp_path / "run", RECIPE)

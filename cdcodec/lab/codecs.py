@@ -81,7 +81,8 @@ class Own:
     def version(self) -> str:
         model = self.load().model
         precision = str(model.dtype).removeprefix("torch.")
-        return f"cdcodec {__version__}, weights {_weights_id(self.root, self.preset)}, {model.device.type} {precision}"
+        used = _weights_id(self.root, self.preset, judged=self.effort > 0)
+        return f"cdcodec {__version__}, weights {used}, {model.device.type} {precision}"
 
     def missing(self) -> None:
         """Nothing: the weights are looked for when it is made."""
@@ -295,11 +296,11 @@ def _checkpoint(root: Path, preset: str, device: str, precision: str) -> weights
 
 
 @lru_cache(maxsize=16)
-def _weights_id(root: Path, preset: str) -> str:
-    """Twelve hexadecimal digits that change whenever a file of the preset does."""
+def _weights_id(root: Path, preset: str, judged: bool) -> str:
+    """Twelve hexadecimal digits that change whenever a file of the preset does; its judge counts where it is asked."""
     import hashlib
 
-    files = [path for path in sorted((root / preset).glob("*.safetensors")) if path.name != weights.JUDGE]
+    files = [path for path in sorted((root / preset).glob("*.safetensors")) if judged or path.name != weights.JUDGE]
     hashes = [weights.file_hash(path) for path in files]
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12]
 

@@ -72,7 +72,7 @@ metrics_options = (
 @click.option("--model", "models", metavar="NAME", multiple=True,
               help="Preset of our weights, or none; may be given again.")
 @click.option("--effort", metavar="N", type=click.IntRange(0, 1000),
-              help="Of encoding, as of cdcodec encode. [default: 10 with --preset quality, else 0]")
+              help="Of encoding, as of cdcodec encode. [default: 5 with --preset quality, else 0]")
 @click.option("--lambda", "lambdas", metavar="LIST", callback=numbers(float), help="[default: the ladder]")
 @click.option("--steps", metavar="LIST", callback=numbers(int), help="Decode with each of these, as in 0,1,4,17.")
 @click.option("--gamma", "gammas", metavar="LIST", callback=numbers(float), help="Likewise.")
@@ -116,6 +116,8 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
         from cdcodec.lab import evaluate, plan, report, results
 
         request = plan.Request(**wanted, measures=measures or ())
+        if resume and force:
+            raise click.UsageError("--resume and --force exclude each other")
         lines = request.out / "results.jsonl"
         if lines.exists() and not (resume or force):
             raise CdcodecError(f"{lines} exists already; --resume continues it, --force begins again")
@@ -131,7 +133,7 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
         if force:
             lines.unlink(missing_ok=True)
             shutil.rmtree(request.out / "features", ignore_errors=True)
-        facts = plan.record(request, prepared, shlex.join(["cdcodec", *sys.argv[1:]]))
+        facts = plan.record(prepared, shlex.join(["cdcodec", *sys.argv[1:]]))
         plan.write_record(request.out / "run.json", facts)
         outcome = evaluate.run(prepared.plan, known, quiet)
         text = report.write(prepared.plan, outcome, facts, report.Wishes(anchor, rates or report.Wishes.rates, shown))
@@ -157,11 +159,13 @@ def compare_command(
     """
     with _extra():
         from cdcodec.device import pick_device
-        from cdcodec.lab import compare, metrics
+        from cdcodec.lab import compare, metrics, summary
 
         names, reasons = metrics.usable(measures or MEASURES[:-2], metric_weights)
         for line in metrics.grouped(reasons):
             click.echo(f"cdcodec: note: {line}", err=True)
+        if not names:
+            raise CdcodecError("none of these measures can be had")
         for name in compare.unmatched(a, b):
             click.echo(f"cdcodec: note: {name} is in one of the folders only", err=True)
         place = pick_device(device).type
@@ -176,7 +180,7 @@ def compare_command(
             return 0
         if len(rows) > 1:
             single = [name for name in names if name not in metrics.OF_SETS]
-            rows.append(("mean", {name: compare.mean(values[name] for _, values in rows) for name in single}))
+            rows.append(("mean", {name: summary.mean(values[name] for _, values in rows) for name in single}))
         for name, values in rows:
             click.echo(f"{name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in values.items()))
         for key, value in everything.items():

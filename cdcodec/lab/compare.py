@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-
-import numpy as np
 
 from cdcodec import image
 from cdcodec.errors import CdcodecError
@@ -16,7 +14,8 @@ Values = dict[str, float | None]
 
 
 def pairs(a: Path, b: Path) -> list[tuple[str, Path, Path]]:
-    """(name, path in a, path in b), sorted by name. Raises CdcodecError when the two do not fit."""
+    """(name, path in a, path in b), sorted by name. Raises CdcodecError when the two do not fit, or a name is not
+    one picture's."""
     if not a.is_dir() and not b.is_dir():
         return [(a.name, a, b)]
     if not (a.is_dir() and b.is_dir()):
@@ -52,19 +51,15 @@ def of_sets(a: Path, b: Path, names: Collection[str], folder: Path | None, devic
     for side in (a, b):
         paths = sorted(_stems(side).values()) if side.is_dir() else [side]
         parts = [fid.features(extractor, read_named(path)) for path in paths]
-        sides.append([part for part in parts if len(part)])
-    if any(sum(map(len, side)) < 2 for side in sides):
-        return dict.fromkeys(names)
-    one, two = (np.concatenate(side) for side in sides)
-    return {name: {"fid": fid.fid, "kid": fid.kid}[name](one, two) for name in OF_SETS if name in names}
+        sides.append(parts)
+    return fid.distances(sides[0], sides[1], [name for name in OF_SETS if name in names])
 
 
 def _stems(folder: Path) -> dict[str, Path]:
-    paths = below(folder, image.readable_extensions())
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are defined; None when there are none."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    found: dict[str, Path] = {}
+    for path in below(folder, image.readable_extensions()):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise CdcodecError(f"{found[name]} and {path} differ in their extension alone: which of them is meant?")
+        found[name] = path
+    return found

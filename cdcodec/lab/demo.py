@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cdcodec import codec, image
 from cdcodec.errors import CdcodecError
+from cdcodec.target import psnr
 from cdcodec.weights import load_model
 
 LAMBDAS = (0.0032, 0.0128, 0.0512)
@@ -29,11 +29,6 @@ def jpeg_at(picture: Image.Image, size: int) -> tuple[bytes, int]:
             break
         best, chosen = buffer.getvalue(), quality
     return best, chosen
-
-
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """In dB."""
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
 
 def strip(columns: list[tuple[str, Image.Image]]) -> Image.Image:

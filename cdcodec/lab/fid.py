@@ -7,7 +7,7 @@ original FID (torch-fidelity, 2048 values a patch).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,17 @@ def features(extractor: Extractor, pixels: NDArray[np.uint8], batch: int = 16) -
     stack = torch.from_numpy(cut).permute(0, 3, 1, 2)
     parts = [extractor(stack[i : i + batch]).float().cpu() for i in range(0, len(stack), batch)]
     return np.asarray(torch.cat(parts).numpy())
+
+
+def distances(
+    a: Sequence[NDArray[np.float32]], b: Sequence[NDArray[np.float32]], names: Collection[str]
+) -> dict[str, float | None]:
+    """Those named of "fid" and "kid" between the features of two sets of pictures; None below two patches a set."""
+    sides = [[part for part in parts if len(part)] for parts in (a, b)]
+    if any(sum(map(len, side)) < 2 for side in sides):
+        return dict.fromkeys(names)
+    one, two = (np.concatenate(side) for side in sides)
+    return {name: {"fid": fid, "kid": kid}[name](one, two) for name in names}
 
 
 def fid(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -21,14 +21,15 @@ from cdcodec.lab.rate import RateModel
 from cdcodec.nets.diffusion import SIGMA_RANGE, SIGMA_START, alpha_bar_of_sigma, from_x
 from cdcodec.nets.hyperprior import quantise
 from cdcodec.nets.networks import Networks
+from cdcodec.nets.refine import MSE_WEIGHT, SHIFTS
 
 STREAM_LAMBDA, STREAM_RHO, STREAM_NOISE_Y, STREAM_NOISE_Z, STREAM_EPS, STREAM_STATE = 3, 4, 5, 6, 7, 8
-STREAM_VIEW, SHIFTS = 9, 4
+STREAM_VIEW = 9
 ALIKE = 8
 ASKED = 0.7
 """Share of the samples that LPIPS is asked about on a GPU; ρ is above 0 for three in five (`Objective.draw_rho`)."""
 FAR_SIDE = 120  # of views, at least, to be seen at half the resolution too
-MSE_WEIGHT, SNR_WEIGHT_MAX = 2.0, 5.0
+SNR_WEIGHT_MAX = 5.0
 
 
 @dataclass(frozen=True)

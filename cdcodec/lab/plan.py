@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cdcodec import __version__, files, weights
-from cdcodec.errors import CdcodecError, WeightsError
+from cdcodec.errors import CdcodecError, SettingError, WeightsError
 from cdcodec.lab import metrics
 from cdcodec.lab.codecs import PEERS, Codec, External, Own, Setting
 from cdcodec.lab.evaluate import Judging, Plan, survey
@@ -106,14 +106,15 @@ def prepare(request: Request) -> Prepared:
     preset = PRESETS[request.preset]
     missing: list[str] = []
     codecs: list[Codec] = []
-    for model in () if request.models == ("none",) else request.models or preset.models:
+    for model in () if request.models == ("none",) else dict.fromkeys(request.models or preset.models):
         try:
-            codecs.append(own(request, preset, model))
+            codecs.append(own(request, preset, model, missing))
         except WeightsError as error:
             if request.models or model == preset.models[0]:
                 raise
             missing.append(f"{model}: {error}")
-    candidates: list[Codec] = [PEERS[name] for name in (preset.peers if request.peers is None else request.peers)]
+    peers = preset.peers if request.peers is None else request.peers
+    candidates: list[Codec] = [PEERS[name] for name in dict.fromkeys(peers)]
     candidates += [External.parse(text) for text in request.programs]
     for peer in candidates:
         reason = peer.missing()
@@ -121,10 +122,16 @@ def prepare(request: Request) -> Prepared:
             codecs.append(peer)
         else:
             missing.append(f"{peer.name}: {reason}")
+    names = [codec.name for codec in codecs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CdcodecError(f"two codecs are called {twice[0]}: give one of them another name")
     if not codecs:
         raise CdcodecError(f"there is no codec to measure{''.join(f'; {line}' for line in missing)}")
     measures, reasons = metrics.usable(request.measures or preset.measures, request.metric_weights)
     missing += metrics.grouped(reasons)
+    if not measures:
+        raise CdcodecError(f"there is nothing to measure by{''.join(f'; {line}' for line in missing)}")
     sources, broken = survey(request.folder, request.limit, request.out, request.crop)
     if not sources:
         raise CdcodecError(f"{request.folder} holds no picture that can be read")
@@ -135,8 +142,9 @@ def prepare(request: Request) -> Prepared:
     return Prepared(plan, tuple(missing), tuple(broken))
 
 
-def own(request: Request, preset: Preset, model: str) -> Own:
-    """Our codec with its λ and with every decode setting written out. Raises WeightsError."""
+def own(request: Request, preset: Preset, model: str, notes: list[str]) -> Own:
+    """Our codec with its λ and with every decode setting written out; notes gets a line on what cannot be as wished.
+    Raises WeightsError, SettingError."""
     root = weights.find_weights(request.weights)
     checkpoint = Own(model, root, request.device, request.precision, (), ()).load()
     config = checkpoint.config
@@ -156,12 +164,23 @@ def own(request: Request, preset: Preset, model: str) -> Own:
         }
         if setting not in settings and (setting["steps"] > 0 or light_head):
             settings.append(setting)
-    rungs = tuple(checkpoint.check_lambda(lam) for lam in request.lambdas) or checkpoint.ladder[:: preset.every]
+    if not settings:
+        raise SettingError(f"{model} has no light head to decode with alone; take 1 step or more")
+    lambdas = dict.fromkeys(checkpoint.check_lambda(lam) for lam in request.lambdas)
     effort = preset.effort if request.effort is None else request.effort
+    try:
+        if effort:
+            checkpoint.model.check_effort(max(setting["rho"] for setting in settings))
+    except (SettingError, WeightsError) as error:
+        if request.effort:
+            raise
+        notes.append(f"{model} without effort: {error}")
+        effort = 0
+    rungs = tuple(lambdas) or checkpoint.ladder[:: preset.every]
     return Own(model, root, request.device, request.precision, rungs, tuple(settings), effort)
 
 
-def record(request: Request, prepared: Prepared, command: str) -> dict[str, Any]:
+def record(prepared: Prepared, command: str) -> dict[str, Any]:
     """What run.json tells: the command, the machine, versions, what was missing."""
     plan = prepared.plan
     return {

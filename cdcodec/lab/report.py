@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cdcodec import files
-from cdcodec.errors import CdcodecError
 from cdcodec.lab import pictures, plots, summary
 from cdcodec.lab.evaluate import Outcome, Plan
 from cdcodec.lab.metrics import MEASURES, OF_SETS, Judge
@@ -30,16 +29,15 @@ class Wishes:
 
 def check_anchor(plan: Plan, name: str | None) -> None:
     """That there will be a curve of this name; before anything is measured. Raises CdcodecError."""
-    names = [text for codec in plan.codecs for text in (codec.name, *(label(codec.name, s) for s in codec.settings))]
-    if name is not None and name not in names:
-        raise CdcodecError(f"there is no codec {name} to compare with; there are {', '.join(dict.fromkeys(names))}")
+    if name is not None:
+        summary.chosen([label(codec.name, setting) for codec in plan.codecs for setting in codec.settings], name)
 
 
 def write(plan: Plan, outcome: Outcome, record: Mapping[str, Any], wishes: Wishes) -> str:
     """Everything beside results.jsonl; returns the comparison at equal bpp as text. Raises CdcodecError."""
     out, measures = plan.out, plan.judging.measures
     all_curves = summary.curves(outcome.results)
-    anchor = summary.find(all_curves, wishes.anchor or _usual_anchor(all_curves)).name
+    anchor = summary.chosen(all_curves, wishes.anchor or _usual_anchor(all_curves))
     rows = summary.means(outcome.results, measures, plan.judging.features)
     equals, deltas = summary.comparisons(all_curves, measures, wishes.rates, anchor)
     summary.write_csv(out / "summary.csv", rows)

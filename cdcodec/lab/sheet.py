@@ -15,7 +15,7 @@ from PIL import Image
 from cdcodec import codec, image, target
 from cdcodec.errors import CdcodecError
 from cdcodec.lab.codecs import PEERS
-from cdcodec.lab.demo import psnr, strip
+from cdcodec.lab.demo import strip
 from cdcodec.options import weights_option
 from cdcodec.weights import Checkpoint, load_model
 
@@ -54,8 +54,8 @@ def row(
     columns = [(f"{Path(path).stem} {x},{y}", pixels)]
     for name in peers:
         decoded, size = peer_at(name, pixels, len(data))
-        columns.append((f"{name} {size} bytes, {psnr(pixels, decoded):.2f} dB", decoded))
-    columns.append((f"cdcodec {len(data)} bytes, {psnr(pixels, ours):.2f} dB", ours))
+        columns.append((f"{name} {size} bytes, {target.psnr(pixels, decoded):.2f} dB", decoded))
+    columns.append((f"cdcodec {len(data)} bytes, {target.psnr(pixels, ours):.2f} dB", ours))
     return strip([(text, Image.fromarray(np.ascontiguousarray(picture[window]))) for text, picture in columns])
 
 

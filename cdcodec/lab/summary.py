@@ -10,7 +10,7 @@ import csv
 import io
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,10 +153,10 @@ def means(results: Sequence[Result], measures: Sequence[str], features: Path) ->
         first = group[0]
         row: dict[str, Any] = {"curve": name, "codec": first.codec, "ladder": first.ladder, "rung": rung}
         row["images"] = len(group)
-        row |= {field: _mean(getattr(r, field) for r in group) for field in
+        row |= {field: mean(getattr(r, field) for r in group) for field in
                 ("bytes", "overhead", "bpp", "encode_seconds", "decode_seconds")}  # fmt: skip
         row["peak_mb"] = max((r.peak_mb for r in group if r.peak_mb is not None), default=None)
-        row |= {name: _mean(r.measures.get(name) for r in group) for name in measures if name not in OF_SETS}
+        row |= {name: mean(r.measures.get(name) for r in group) for name in measures if name not in OF_SETS}
         rows.append(row | _of_sets(group, [name for name in measures if name in OF_SETS], features))
     return rows
 
@@ -168,13 +168,9 @@ def _of_sets(group: Sequence[Result], names: Sequence[str], features: Path) -> d
     sides = []
     for keys in ([r.digest for r in group], [r.key for r in group]):
         paths = [features_path(features, key) for key in keys]
-        parts = [np.load(path) for path in paths if path.exists()]
-        sides.append([part for part in parts if len(part)])
-    if any(sum(map(len, side)) < 2 for side in sides):
-        return dict.fromkeys(names)
-    a, b = (np.concatenate(side) for side in sides)
-    takers = {"fid": fid.fid, "kid": fid.kid}
-    return {name: round(takers[name](a, b), 6) for name in names}
+        sides.append([np.load(path) for path in paths if path.exists()])
+    found = fid.distances(sides[0], sides[1], names)
+    return {name: None if value is None else round(value, 6) for name, value in found.items()}
 
 
 def comparisons(
@@ -182,7 +178,7 @@ def comparisons(
 ) -> tuple[list[Equal], list[Delta]]:
     """Ours (or the anchor, if none is ours) against every peer at equal bpp; every curve against the anchor."""
     single = [measure for measure in measures if measure not in OF_SETS]
-    base = find(all_curves, anchor)
+    base = all_curves[chosen(all_curves, anchor)]
     references = [curve for curve in all_curves.values() if curve.own][:OWN_CURVES] or [base]
     peers = [curve for curve in all_curves.values() if not curve.own]
     equals = [
@@ -194,12 +190,12 @@ def comparisons(
     return equals, deltas
 
 
-def find(all_curves: Mapping[str, Curve], name: str) -> Curve:
+def chosen(curves: Collection[str], name: str) -> str:
     """The curve of this name, or the first one of the codec of this name. Raises CdcodecError."""
-    for curve in all_curves.values():
-        if name in (curve.name, curve.name.split(",")[0]):
+    for curve in curves:
+        if name in (curve, curve.split(",")[0]):
             return curve
-    raise CdcodecError(f"there is no codec {name} to compare with; there are {', '.join(all_curves)}")
+    raise CdcodecError(f"there is no codec {name} to compare with; there are {'; '.join(curves)}")
 
 
 def table(equals: Sequence[Equal]) -> str:
@@ -236,6 +232,7 @@ def _cell(row: Equal) -> str:
     return f"{row.theirs:.{digits}f} | {row.ours:.{digits}f} ({row.images})"
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are defined; None when there are none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

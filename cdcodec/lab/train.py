@@ -59,7 +59,6 @@ def train(
     if world.size > 1 and place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
-    run.mkdir(parents=True, exist_ok=True)
     state = load_state(run) if (run / STATE).exists() else None
     if recipe is None:
         if state is None:
@@ -82,6 +81,7 @@ def train(
     elif start is not None:
         trainer.start_from(start, trained)
     check = Validation(validation, metric_weights, dtype) if validation and world.rank == 0 else None
+    run.mkdir(parents=True, exist_ok=True)
     log = RunLog(run, recipe.steps, trainer.step_count, quiet) if world.rank == 0 else None
     if log is not None:
         files.write(str(run / "recipe.json"), json.dumps(recipe.to_dict(), indent=1).encode(), force=True)

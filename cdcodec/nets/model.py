@@ -73,17 +73,24 @@ class Model:
         except WeightsError as error:
             raise WeightsError(f"{error}; encode with --effort 0 or --rho 0, or see cdcodec.lab.judge") from None
 
+    def check_effort(self, rho: float) -> None:
+        """That y can be refined for ρ. Raises SettingError without a light head, WeightsError without a judge."""
+        if self.config.blocks == "paper":
+            raise SettingError(f"{self.config.preset} has no light head to refine a latent by; encode without --effort")
+        if rho > 0:
+            _ = self.judge
+
     @torch.inference_mode()
     def analyse(self, pixels: NDArray[np.uint8], lam: float, *, effort: int = 0, rho: float | None = None) -> Symbols:
         """Padded pixels uint8 (H, W, 3), H and W multiples of the stride → the Symbols that code them.
 
         rho: at which y shall decode best, None for the configuration's. effort: steps in which it is refined for that
         (refine.py). y's index and mean come from the integers coded before, by the very function that the decoder
-        calls. Raises SettingError for effort that a model without a light head cannot make.
+        calls. Raises SettingError, WeightsError for effort that cannot be made (`check_effort`).
         """
-        if effort and self.config.blocks == "paper":
-            raise SettingError(f"{self.config.preset} has no light head to refine a latent by; encode without --effort")
         rho = self.config.rho if rho is None else rho
+        if effort:
+            self.check_effort(rho)
         given, realism = self.condition(lam), torch.tensor([rho], device=self.device)
         picture = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
         tiling = Tiling.of((pixels.shape[0], pixels.shape[1]), self.config, self.tile)
