@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from cdcodec.bits import coder, container
 from cdcodec.bits.container import MAX_PIXELS, Header
+from cdcodec.config import MAX_GAMMA
 from cdcodec.errors import ImageError, SettingError, SymbolMismatchError
 from cdcodec.image import pad
 from cdcodec.symbols import Symbols
@@ -77,8 +76,8 @@ def decode(
         config.rho if rho is None else rho,
     )
     low, high = config.rho_min, config.rho_max
-    if steps < 0 or not 0 <= gamma < math.inf or not low <= rho <= high or not 0 <= seed < 2**32:
-        raise SettingError(f"decode needs steps ≥ 0, γ ≥ 0, {low:g} ≤ ρ ≤ {high:g} and 0 ≤ seed < 2^32")
+    if steps < 0 or not 0 <= gamma <= MAX_GAMMA or not low <= rho <= high or not 0 <= seed < 2**32:
+        raise SettingError(f"decode needs steps ≥ 0, 0 ≤ γ ≤ {MAX_GAMMA:g}, {low:g} ≤ ρ ≤ {high:g} and 0 ≤ seed < 2^32")
     header, chunks, symbols = read_symbols(data, checkpoint, max_pixels)
     latent = symbols.latent(config.fraction_bits)
     pixels = checkpoint.model.synthesise(latent, header.lam, steps=steps, gamma=gamma, seed=seed, rho=rho)

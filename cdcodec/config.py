@@ -14,6 +14,9 @@ LADDER = (0.0024, 0.0032, 0.0048, 0.0064, 0.0128, 0.0256, 0.0512, 0.0768)
 
 DEFAULT_LAMBDA = 0.0128
 
+MAX_GAMMA = 1000.0
+"""Most noise that decoding starts from; already at 10 nothing is left of the picture."""
+
 SMALLEST_TILE = 512
 """Least side in pixels of the tiles that large pictures may be cut into."""
 
@@ -48,6 +51,7 @@ class ModelConfig:
     exact_encoder: whether the encoder runs in float32 whatever the precision of the rest.
     rho_min, rho_max: ρ that it can be told; equal where it was trained for one and is not told.
     fraction_bits: f, the means of y are integers in units of 1/2^f.
+    lambda_scale, lambda_power: of `lambda_eff`, as in training.
     shares: the preset beside it whose weights hold all but the denoiser, or "" where a model is whole.
     steps, gamma, rho: what decoding does by default.
     """
@@ -85,6 +89,8 @@ class ModelConfig:
     rho_min: float = 0.0
     rho_max: float = 0.9
     fraction_bits: int = 8
+    lambda_scale: float = 12.7
+    lambda_power: float = 1.365
     shares: str = ""
     steps: int = 17
     gamma: float = 0.0
@@ -96,13 +102,14 @@ class ModelConfig:
         sound = {
             "blocks": self.blocks in ("compact", "paper"),
             "parametrisation": self.parametrisation in ("x", "eps"),
-            "schedule": self.schedule in ("sigma", "cosine", "linear"),
+            "schedule": self.schedule == "sigma" or (self.schedule in ("cosine", "linear") and self.timesteps >= 32),
             "hyper_scale": self.hyper_scale in ("log", "linear"),
             "ladder": bool(self.ladder) and all(0 < a < b for a, b in pairwise((*self.ladder, math.inf))),
             "stride": 1 <= self.unshuffle <= self.stride <= self.padding <= 1024 and self.padding % self.stride == 0
             and self.stride == self.unshuffle << len(self.analysis_widths) - (self.blocks == "compact"),
             "widths": all(isinstance(width, int) and 1 <= width <= 2048 for width in widths),
-            "levels": 1 <= len(self.analysis_widths) <= 8 and 1 <= len(self.unet_widths) <= 8,
+            "levels": 1 <= len(self.analysis_widths) <= 8 and 1 <= len(self.unet_widths) <= 8
+            and (self.blocks == "paper" or len(self.unet_widths) == len(self.analysis_widths)),
             "hyper_widths": len(self.hyper_widths) == 2,
             "hyper_kernel": self.hyper_kernel in (1, 3),
             "groups": all(isinstance(end, int) for end in self.groups) and len(self.groups) <= 16
@@ -114,14 +121,20 @@ class ModelConfig:
             and abs(sum(self.density_weights) - 1) < 1e-6
             and all(0.125 <= scale <= 8 for scale in self.density_scales),
             "depth": 1 <= self.analysis_depth <= 16 and 1 <= self.unet_depth <= 16,
-            "conditioning": max(self.condition, self.embedding, self.context) <= 2048 and 0 <= self.timesteps < 2**20,
+            "conditioning": min(self.condition, self.context) >= 0 and 1 <= self.embedding <= 2048
+            and max(self.condition, self.context) <= 2048 and 0 <= self.timesteps < 2**20,
             "rho": 0 <= self.rho_min <= self.rho <= self.rho_max <= 1,
+            "lambda_eff": 0 < self.lambda_scale < 1e6 and 0 <= self.lambda_power <= 8,
             "fraction_bits": 0 <= self.fraction_bits <= 15,
-            "steps": self.steps >= 0 and 0 <= self.gamma < math.inf,
+            "steps": self.steps >= 0 and 0 <= self.gamma <= MAX_GAMMA,
         }
         wrong = ", ".join(name for name, right in sound.items() if not right)
         if wrong:
             raise ValueError(f"ModelConfig: {wrong} out of range")
+
+    def lambda_eff(self, lam: float) -> float:
+        """What multiplied the rate in training: lambda_scale·λ^lambda_power."""
+        return self.lambda_scale * lam**self.lambda_power
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -87,6 +87,8 @@ def read(source: str) -> bytes:
     """The contents of a file or of standard input. Raises CdcodecError."""
     try:
         if source == STANDARD:
+            if sys.stdin is None:  # where it was closed
+                raise CdcodecError("it is closed; name a file, or pipe one in")
             if sys.stdin.isatty():
                 raise CdcodecError("standard input is a terminal; name a file, or pipe one in")
             return sys.stdin.buffer.read()
@@ -202,6 +204,8 @@ def _without_collisions(jobs: list[Job]) -> list[Job]:
 
 
 def _refuse_terminal() -> None:
+    if sys.stdout is None:  # where it was closed
+        raise OutputError("standard output is closed; name a file, or pipe it on")
     if sys.stdout.isatty():
         raise OutputError("standard output is a terminal; name a file, or pipe it on")
 

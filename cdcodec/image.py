@@ -72,7 +72,7 @@ def writable_extensions() -> dict[str, str]:
 def read(source: str | Path | BinaryIO | bytes, *, max_pixels: int = MAX_PIXELS, strip: bool = False) -> Picture:
     """Read the first picture of a file (a path, an open binary file, or its bytes), upright.
 
-    `strip` leaves out EXIF and XMP, and also the ICC profile, RGB pictures being converted to sRGB before.
+    `strip` leaves out EXIF and XMP, and also the ICC profile, the picture being converted to sRGB before.
     The size is checked against `max_pixels` before any pixel is decoded. Raises ImageError.
     """
     data = _contents(source)
@@ -80,15 +80,16 @@ def read(source: str | Path | BinaryIO | bytes, *, max_pixels: int = MAX_PIXELS,
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(f"{width} x {height} pixels exceed the limit of {max_pixels}; --max-pixels raises it")
-        return from_pil(image, strip=strip)
+        return from_pil(image, strip=strip, max_pixels=max_pixels)
 
 
-def from_pil(image: Image.Image, *, strip: bool = False) -> Picture:
-    """Convert a PIL image of any mode. Raises ImageError."""
+def from_pil(image: Image.Image, *, strip: bool = False, max_pixels: int | None = None) -> Picture:
+    """Convert a PIL image of any mode; max_pixels, for those that are not loaded yet, None for Pillow's own limit.
+    Raises ImageError."""
     if max(image.size) > MAX_SIDE or min(image.size) < 1:
         raise ImageError(f"{image.width} x {image.height} pixels: each side must have 1 to {MAX_SIDE}")
     raw = modes.rawmode(image)
-    with _reading():
+    with _reading(max_pixels):
         several = getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD")
         image.load()
         image, chunks, notes = metadata.upright(image)
@@ -97,7 +98,7 @@ def from_pil(image: Image.Image, *, strip: bool = False) -> Picture:
         if not profile_holds:
             chunks.pop("icc", None)
         if strip:
-            colour = modes.to_srgb(colour, chunks.get("icc")) if colour.mode == "RGB" else colour
+            colour = modes.to_srgb(colour, chunks.get("icc"))
             chunks = {}
         pixels = np.array(colour.convert("RGB"))
     if alpha is not None and alpha.min() < 255:
@@ -161,7 +162,8 @@ def write(image: Image.Image, target: Path | BinaryIO, format: str | None = None
     except CdcodecError:
         raise
     except Exception as error:  # each plugin refuses in its own way
-        raise ImageError(f"this picture cannot be written as {format}: {error}") from error
+        other = "" if format == "PNG" else "; PNG holds every picture"
+        raise ImageError(f"this picture cannot be written as {format}: {error}{other}") from error
     if isinstance(target, Path):
         target.write_bytes(data)
     else:
@@ -217,7 +219,8 @@ def _reading(max_pixels: int | None = None) -> Iterator[None]:
         except UnidentifiedImageError:
             raise ImageError("not a picture of a known format, or damaged in its first bytes") from None
         except Image.DecompressionBombError:
-            raise ImageError(f"more pixels than the limit of {max_pixels}; --max-pixels raises it") from None
+            limit = "Pillow's limit" if max_pixels is None else f"the limit of {max_pixels}; --max-pixels raises it"
+            raise ImageError(f"more pixels than {limit}") from None
         except MemoryError as error:
             raise ImageError("not enough memory for a picture of this size") from error
         except Exception as error:  # on damaged files the plugins raise nearly every kind

@@ -31,18 +31,17 @@ def upright(image: Image.Image) -> tuple[Image.Image, dict[str, bytes], list[str
     """
     xmp = image.info.get("xmp") or b""
     metadata = {"icc": image.info.get("icc_profile") or b"", "xmp": xmp.encode() if isinstance(xmp, str) else xmp}
+    orientation, notes = 1, []
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
         exif = _exif_block(image)
-        if orientation in _UPRIGHT:
-            exif = _reset_orientation(exif)
-            metadata["xmp"] = re.sub(rb'(tiff:Orientation(?:="|>))[0-9]', rb"\g<1>1", metadata["xmp"])
+        metadata["exif"] = _reset_orientation(exif) if orientation in _UPRIGHT else exif
     except Exception:  # damaged EXIF makes Pillow raise many kinds, and is no reason to refuse a sound picture
-        return image, {name: data for name, data in metadata.items() if data}, ["unreadable EXIF data dropped"]
-    metadata["exif"] = exif
+        notes = ["unreadable EXIF data dropped"]
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
-    return image, {name: data for name, data in metadata.items() if data}, []
+        metadata["xmp"] = re.sub(rb'(tiff:Orientation(?:="|>))[0-9]', rb"\g<1>1", metadata["xmp"])
+    return image, {name: data for name, data in metadata.items() if data}, notes
 
 
 def attach(image: Image.Image, chunks: dict[str, bytes]) -> None:

@@ -32,7 +32,8 @@ def simplify(image: Image.Image, raw: str, profile: bytes | None) -> tuple[Image
     mode = image.mode
     depth = 16 if mode.startswith("I;16") or re.search(r";16|\b65535\b", raw) else 8
     notes = ["16 bits per channel are coded at 8"] if depth == 16 else []
-    if depth == 16 and "transparency" in image.info:  # a colour of 16 bits, which the 8-bit pixels no longer tell
+    if "transparency" in image.info and (depth == 16 or _wide(image.info["transparency"])):
+        # a colour of 16 bits, which the 8-bit pixels no longer tell
         image = image.copy()
         del image.info["transparency"]
         notes.append("the transparent colour of a 16-bit picture is dropped")
@@ -51,8 +52,15 @@ def simplify(image: Image.Image, raw: str, profile: bytes | None) -> tuple[Image
     return (image if mode == target else image.convert(target)), depth, mode != "LAB", notes
 
 
+def _wide(colour: object) -> bool:
+    """Whether a transparent colour is one of 16 bits; an image that is loaded no longer tells its depth."""
+    values = colour if isinstance(colour, tuple) else (colour,)  # or bytes, of a palette
+    return any(isinstance(value, int) and value > 255 for value in values)
+
+
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert CMYK or RGB through its profile to sRGB; without a usable profile by plain arithmetic."""
+    """Convert CMYK, RGB or grey through its profile to sRGB, grey staying grey; without a usable profile by plain
+    arithmetic."""
     try:
         if profile:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -60,10 +68,10 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 return image
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if converted is not None:
-                return converted
+                return converted.convert("L") if image.mode == "L" else converted
     except (ImportError, ImageCms.PyCMSError, OSError):  # Pillow without LittleCMS, or a damaged profile
         pass
-    return image.convert("RGB")
+    return image if image.mode == "L" else image.convert("RGB")
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from cdcodec import files
-from cdcodec.config import DEFAULT_LAMBDA, SMALLEST_TILE
+from cdcodec.config import DEFAULT_LAMBDA, MAX_GAMMA, SMALLEST_TILE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -22,6 +23,8 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # not every encoding has a λ
         try:
             code = super().main(*args, **kwargs)
         except click.Abort:
@@ -138,12 +141,14 @@ tile_option = click.option(
 )
 
 compile_option = click.option(
-    "--compile", is_flag=True, help="Compile the denoiser first; pays off for many pictures of one size."
+    "--compile",
+    is_flag=True,
+    help="Compile the denoiser first (on a CPU by a C++ compiler); pays off for many pictures of one size.",
 )
 
 TARGETS = ("bpp", "size", "psnr", "lpips")
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+_POSITIVE = click.FloatRange(0, 1e9, min_open=True)
 
 rate_options = together(
     click.option(
@@ -196,7 +201,7 @@ painting_options = together(
     click.option(
         "--gamma",
         metavar="FLOAT",
-        type=click.FloatRange(min=0),
+        type=click.FloatRange(0, MAX_GAMMA),
         callback=finite,
         help="Noise to start from; 0.8 gives texture. [default: the checkpoint's own]",
     ),

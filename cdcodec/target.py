@@ -2,7 +2,7 @@
 
 Size in bytes falls, and error rises, smoothly along λ; log bytes over log λ is nearly a straight line. So a first λ
 comes from what is typical, and every file made corrects the curve in the place where it was made. A refined file takes
-so long that the curve of its picture's plain files is made first.
+so long that the plain ones of its picture are made first, one for each λ of the ladder, and count as what is typical.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cdcodec.errors import TargetError
 from cdcodec.weights import Checkpoint
 
 TRIES = 4
-"""Most files made for one picture."""
+"""Most files made for one picture, plain ones that stand for refined ones left out."""
 
 Measure = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
 """measure(original, decoded), both uint8 (H, W, 3)."""
@@ -58,7 +58,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Hit:
-    """The file found, its λ, how many files were made for it, its measure, if any, and what the user should know."""
+    """The file found, its λ, how many of TRIES it took, its measure, if any, and what the user should know."""
 
     data: bytes
     lam: float

@@ -86,7 +86,7 @@ class Checkpoint:
 
     def check_lambda(self, lam: float) -> float:
         """λ as the file will hold it (the shortest decimal of its float32). WeightsError outside of the ladder."""
-        lam, *ladder = (float(str(np.float32(value))) for value in (lam, *self.ladder))
+        lam, *ladder = (float(str(np.float32(min(value, 1e30)))) for value in (lam, *self.ladder))
         if len(ladder) == 1 and lam != ladder[0]:
             raise WeightsError(f"these weights of {self.config.preset} are for λ = {ladder[0]:g} alone")
         if not ladder[0] <= lam <= ladder[-1]:
@@ -108,7 +108,7 @@ def find_weights(explicit: str | Path | None = None) -> Path:
     told = explicit or os.environ.get("CDCODEC_WEIGHTS")
     here = Path(__file__).resolve().parent
     for folder in [Path(told)] if told else [here.parent / "weights", here / "_weights"]:
-        if folder.is_dir() and any(folder.glob("**/*.safetensors")):
+        if folder.is_dir() and any(folder.glob("*/*.safetensors")):
             return folder
     where = f"in {told}" if told else "beside the package; name a folder with --weights DIR or CDCODEC_WEIGHTS"
     raise WeightsError(f"no weights {where}")

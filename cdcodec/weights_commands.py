@@ -46,9 +46,9 @@ def _import_options(which: str) -> Callable[[Callable[..., Any]], Callable[..., 
         click.option("-o", "--output", "root", metavar="DIR", type=FOLDER,
                      help="Folder of weights to add to. [default: $CDCODEC_WEIGHTS, else those that ship]"),
         click.option("--lambda", "lam", metavar="FLOAT", type=click.FloatRange(min=0, min_open=True), callback=finite,
-                     help=f"The λ {which}"),
+                     help=f"The lambda {which}"),
         click.option("--rho", metavar="FLOAT", type=click.FloatRange(0, 1), callback=finite,
-                     help=f"The ρ {which}"),
+                     help=f"The rho {which}"),
         click.option("--force", is_flag=True, help="Replace checkpoints that exist."),
     )  # fmt: skip
 

@@ -364,3 +364,9 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = CliRunner().invoke(main, ["encode", str(picture), "--model", "paper-x", "--lambda", "0.1"])
     assert refused.exit_code == 1
     assert "none fits: paper-x λ 0.0032 (ρ 0), paper-x λ 0.0512 (ρ 0.9)" in refused.output
+    (tmp_path / "weights" / "paper-x" / "lambda-0.0032-rho-0.safetensors").unlink()
+    words = ["eval", str(tmp_path), "--model", "paper-x", "--peers", "none", "-o", str(tmp_path / "report")]
+    refused = CliRunner().invoke(main, [*words, "--steps", "0"])
+    assert (refused.exit_code, "paper-x has no light head to decode with alone" in refused.output) == (2, True)
+    refused = CliRunner().invoke(main, [*words, "--effort", "2"])
+    assert (refused.exit_code, "paper-x has no light head to refine a latent by" in refused.output) == (2, True)

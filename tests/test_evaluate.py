@@ -348,7 +348,8 @@ def test_eval_refuses_a_folder_with_results(request_for, tmp_path):
     [(("--metrics", "psnr,vmaf"), "'vmaf' is not one of psnr"), (("--metrics", "none"), "'none' is not one of psnr"),
      (("--peers", "jpeg", "--anchor", "jpg"), "no codec jpg to compare with; there are compact-x"),
      (("--model", "none", "--peers", "none"), "no codec to measure"), (("--steps", "1,x"), "not a list of numbers"),
-     (("--metrics", "dists"), "nothing to measure by; dists: "), (("--rho", "0.95"), "between 0 and 0.9"), (("--gamma", "nan"), "between 0"), (("--peers", "png"), "not one of"),
+     (("--metrics", "dists"), "nothing to measure by; dists: "), (("--rho", "0.95"), "between 0 and 0.9"),
+     (("--gamma", "nan"), "between 0"), (("--peers", "png"), "not one of"),
      (("--peer", "x=y"), "not of the form"), (("--lambda", "9"), "outside the ladder")],
 )  # fmt: skip
 def test_eval_refuses_wrong_options(request_for, words, message):

@@ -303,6 +303,15 @@ def test_terminals_are_neither_read_nor_written(monkeypatch):
     assert screen.getvalue() == b""
 
 
+def test_closed_streams_are_neither_read_nor_written(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(CdcodecError, match="it is closed; name a file"):
+        files.read("-")
+    with pytest.raises(OutputError, match="standard output is closed"):
+        files.write("-", b"bytes", force=False)
+
+
 class Unbuffered(io.RawIOBase):
     """Standard output under `python -u`: takes only some of the bytes at a time."""
 

@@ -122,6 +122,15 @@ def test_broken_exif_is_dropped_not_fatal():
     assert picture.notes == ("unreadable EXIF data dropped",)
 
 
+def test_a_torn_exif_block_still_turns_the_picture():
+    torn = b"II*\0" + struct.pack("<IH", 8, 3) + struct.pack("<HHIHH", ORIENTATION, 3, 1, 6, 0)  # one of three entries
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    picture = pictures.read(encoded(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0" + torn, xmp=xmp))
+    assert picture.pixels.shape == (40, 24, 3)
+    assert picture.chunks == {"xmp": xmp.replace(b'"6"', b'"1"')}
+    assert picture.notes == ("unreadable EXIF data dropped",)
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_metadata_survives_the_round_trip(format, tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -156,6 +165,32 @@ def test_strip_converts_to_srgb_first():
     stripped = pictures.read(data, strip=True)
     assert stripped.chunks == {}
     assert np.abs(stripped.pixels[0, 0].astype(int) - [40, 40, 200]).max() <= 4
+
+
+def linear_grey_profile() -> bytes:
+    """An ICC profile of grey whose values are proportional to light."""
+    white = b"".join(struct.pack(">i", round(value * 65536)) for value in (0.9642, 1, 0.8249))
+    name = b"linear\0"
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", len(name)) + name + bytes(78),
+        b"wtpt": b"XYZ " + bytes(4) + white,
+        b"kTRC": b"curv" + bytes(8),
+    }
+    table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for tag, content in tags.items():
+        table += tag + struct.pack(">II", start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    kinds = (b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    header = struct.pack(">I4xI4s4s4s12x4s28x12s", start + len(body), 0x2100000, *kinds, white)
+    return header.ljust(128, b"\0") + table + body
+
+
+def test_strip_converts_grey_too():
+    data = encoded(Image.new("L", (8, 8), 55), "PNG", icc_profile=linear_grey_profile())
+    assert pictures.read(data).pixels[0, 0].tolist() == [55, 55, 55]
+    stripped = pictures.read(data, strip=True)
+    assert sorted(stripped.chunks) == ["origin"]
+    assert stripped.pixels[0, 0].tolist() == [128, 128, 128]
 
 
 def test_a_damaged_profile_does_not_stop_conversion():

@@ -56,8 +56,8 @@ def cost(pixels: np.ndarray, coded: bytes, model: weights.Checkpoint, judge: Jud
     a, b = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1 for p in (decoded, pixels))
     bpp = 8 * len(coded) / (pixels.shape[0] * pixels.shape[1])
     error = (a - b).square().mean().item()
-    looks = judge.distance(a, b).item() if rho else 0.0
-    rate = refine.LAMBDA_SCALE * lam**refine.LAMBDA_POWER * bpp
+    looks = judge.distance(refine.continued(a), refine.continued(b)).item() if rho else 0.0
+    rate = model.config.lambda_eff(lam) * bpp
     return rate + (1 - rho / 2) * refine.MSE_WEIGHT * error + refine.LPIPS_WEIGHT * rho * looks
 
 
@@ -128,11 +128,26 @@ def test_a_wished_size_takes_few_refinements(shipped, share):
     assert hit.data == codec.encode(pixels, shipped, hit.lam, effort=2, rho=0.0)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (16, 300), (SMALLEST + 2, 70)])
-def test_pictures_too_small_for_the_judge_are_refined_without(shipped, size):
-    pixels = np.ascontiguousarray(data.astronaut()[: size[0], : size[1]])
-    coded = codec.encode(pixels, shipped, 0.0128, effort=2)
-    assert codec.decode(coded, shipped)[0].shape == pixels.shape
+@pytest.mark.parametrize("size", [(16, 300), (48, 48), (SMALLEST + 2, 70)])
+def test_pictures_too_small_for_the_judge_are_continued_for_it(shipped, judge, size):
+    pixels = np.ascontiguousarray(data.astronaut()[: size[0], 100 : 100 + size[1]])
+    plain, refined = (codec.encode(pixels, shipped, 0.0128, effort=effort) for effort in (0, 6))
+    before, after = (cost(pixels, coded, shipped, judge, 0.9) for coded in (plain, refined))
+    assert after < before
+
+
+def test_one_pixel_can_be_refined(shipped):
+    pixels = photograph(1)
+    assert codec.decode(codec.encode(pixels, shipped, 0.0128, effort=2), shipped)[0].shape == (1, 1, 3)
+
+
+def test_pictures_are_continued_by_mirroring():
+    picture = torch.arange(3.0 * 40 * 70).view(1, 3, 40, 70)
+    wide = refine.continued(picture)
+    assert wide.shape == (1, 3, 80, 70)
+    assert torch.equal(wide[:, :, :40], picture)
+    assert torch.equal(wide[:, :, 40:], picture.flip(2))
+    assert refine.continued(wide) is wide
 
 
 def test_bits_are_those_of_the_densities():
@@ -163,7 +178,8 @@ def test_views_show_both_pictures_alike():
 def test_the_objective_is_that_of_training():
     for name in ("compact-x", "compact-x-further"):
         recipe = load_recipe(name)
-        assert (recipe.weights.lambda_scale, recipe.weights.lambda_power) == (refine.LAMBDA_SCALE, refine.LAMBDA_POWER)
+        weights = recipe.weights
+        assert (weights.lambda_scale, weights.lambda_power) == (recipe.model.lambda_scale, recipe.model.lambda_power)
         assert {phase.lpips for phase in recipe.phases if phase.lpips} == {refine.LPIPS_WEIGHT}
 
 
@@ -178,6 +194,9 @@ def test_what_cannot_be_is_refused(shipped, tmp_path: Path):
             (tmp_path / "compact-x" / path.name).symlink_to(path.resolve())
     without = weights.load_model(tmp_path, precision="float32")
     with pytest.raises(WeightsError, match=r"judge\.safetensors is missing; encode with --effort 0"):
+        codec.encode(pixels, without, 0.0128, effort=1)
+    (tmp_path / "compact-x" / weights.JUDGE).symlink_to((ROOT / "compact-x" / "critic.safetensors").resolve())
+    with pytest.raises(WeightsError, match=r"this is no judge: it has no .*; encode with --effort 0"):
         codec.encode(pixels, without, 0.0128, effort=1)
     assert codec.encode(pixels, without, 0.0128, effort=1, rho=0.0)
 

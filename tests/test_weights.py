@@ -65,7 +65,8 @@ def test_configs_go_to_json_and_back() -> None:
     ranges = ('{"ladder": []}', '{"ladder": [2.0, 1.0]}', '{"fraction_bits": 16}', '{"unshuffle": 0}',
               '{"unet_depth": 999}', '{"embedding": 10000000}', '{"unet_widths": []}', '{"hyper_widths": [8]}',
               '{"stride": 32, "padding": 32}', '{"analysis_widths": [8, 8]}', '{"blocks": "toy"}',
-              '{"density_weights": [0.5, 0.5]}', '{"density_scales": [0.0]}',
+              '{"schedule": "cosine"}', '{"condition": -2}', '{"embedding": 0}', '{"unet_widths": [8]}',
+              '{"lambda_scale": 0.0}', '{"density_weights": [0.5, 0.5]}', '{"density_scales": [0.0]}',
               '{"density_weights": [0.7, 0.7], "density_scales": [1.0, 1.0]}')  # fmt: skip
     for wrong in (*kinds, *ranges):
         with pytest.raises(ValueError, match="ModelConfig"):
@@ -262,6 +263,8 @@ def test_rungs_taken_away_shorten_the_ladder(root: Path, tiny: Checkpoint) -> No
     assert shorter.id == tiny.id
     with pytest.raises(WeightsError, match="outside the ladder"):
         shorter.check_lambda(0.0768)
+    with pytest.raises(WeightsError, match="λ = 1e"):  # no float32 holds it
+        shorter.check_lambda(1e60)
 
 
 def test_the_folder_is_found(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +273,8 @@ def test_the_folder_is_found(root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert weights.find_weights() == root
     with pytest.raises(WeightsError, match="no weights in"):
         weights.find_weights(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match="no weights in"):
+        weights.find_weights(root / "compact-x")  # a preset's own folder
     with pytest.raises(WeightsError, match=r"no checkpoint of paper-x in .*; there is compact-x"):
         load_model(root, preset="paper-x")
 

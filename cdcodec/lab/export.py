@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -55,10 +56,12 @@ def export_run(run: Path, out: Path, photographs: Path | None = None, *, force: 
     if (out / preset).exists() and not force:
         raise OutputError(f"{out / preset} exists already; --force replaces it")
     networks, rate = averaged_models(recipe, state["average"], torch.device("cpu"))
+    networks.config = dataclasses.replace(
+        networks.config, lambda_scale=weights.lambda_scale, lambda_power=weights.lambda_power
+    )
     about = {
         "steps": str(state["trained"] + state["step"]),
         "phases": json.dumps(recipe.to_dict()["phases"]),
-        "lambda_eff": f"{weights.lambda_scale:g}*lambda^{weights.lambda_power:g}",
         "data": state["data"],
         "commit": commit() or "unknown",
     }
@@ -128,24 +131,23 @@ def write_checkpoints(
     floats = {n: v.to(torch.bfloat16).cpu().contiguous() for n, v in floats.items()}
     networks.load_state_dict({**networks.state_dict(), **{n: v.float() for n, v in floats.items()}})
     base = {**floats, **_rate_tensors(rate), **integer_tensors(networks, rate, config)}
-    metadata = {"format": FORMAT, "preset": config.preset, "config": config.to_json(), "licence": LICENCE, **about}
+    metadata = {"format": FORMAT, "preset": config.preset, "licence": LICENCE, **about}
     metadata["bitstream"] = tensor_hash(base, bitstream_names(base))
     metadata["parametrisation"], metadata["rho"] = config.parametrisation, f"0…{config.rho_max:g}"
     if config.shares:
         shared = (beside or folder.parent) / config.shares / BASE
-        stated = read_metadata(shared)
-        _, theirs = read(shared)
+        stated, theirs = read(shared)
         both = [name for name in base if not name.startswith("unet.")]
         if not theirs.keys() >= set(both) or tensor_hash(base, both) != tensor_hash(theirs, both):
             raise WeightsError(f"{config.preset} was trained on other weights than those in {shared.parent}")
         base = {name: value for name, value in base.items() if name.startswith("unet.")}
         metadata["shares"], metadata["shared"] = config.shares, file_hash(shared)
-        if "lambda_eff" in stated:
-            metadata["lambda_eff"] = stated["lambda_eff"]
+        of_files = ModelConfig.from_json(stated["config"])  # whose λ it is
+        config = dataclasses.replace(config, lambda_scale=of_files.lambda_scale, lambda_power=of_files.lambda_power)
         rungs = {lam: read_metadata(shared.with_name(f"lambda-{lam:g}.safetensors")) for lam in config.ladder}
         bpp = {lam: float(labels["bpp"]) for lam, labels in rungs.items() if "bpp" in labels} | bpp  # of the same files
     folder.mkdir(parents=True, exist_ok=True)
-    save(base, folder / BASE, metadata)
+    save(base, folder / BASE, {**metadata, "config": config.to_json()})
     base_hash = file_hash(folder / BASE)
     for i, lam in enumerate(config.ladder):
         rung = {name: getattr(networks.ladder, name).detach()[i].cpu().clone() for name in LADDER_TENSORS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -20,14 +22,16 @@ from cdcodec.nets.refine import Refiner
 from cdcodec.nets.tiles import Box, Reach, Tiling, check
 from cdcodec.symbols import SYMBOL_LIMIT, Symbols
 
+COMPILERS = (os.environ.get("CXX"), "g++", "clang++", "cl")
+
 
 class Model:
     """Networks ready for use on one device in one precision, with the integer hyper-synthesis on the CPU.
 
     device: where the networks run. dtype: float32 or bfloat16, of the convolutions; latents and pixels are float32.
     tile: side in pixels of the tiles that a picture is cut into (see tiles.py), "auto" (large pictures only) or "off";
-    else ValueError. compile: let torch.compile make the denoiser, on CUDA with graphs. judge: gives the tensors of the
-    Judge that effort above 0 asks.
+    else ValueError. compile: let torch.compile make the denoiser, on CUDA with graphs; SettingError on a CPU without a
+    compiler. judge: gives the tensors of the Judge that effort above 0 asks.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Model:
         for p in self.networks.parameters():
             p.data = p.to(cast.get(p, torch.float32))  # once, however they are stored; the layers cast the others
         if compile:
+            if device.type == "cpu" and not any(name and shutil.which(name.split()[0]) for name in COMPILERS):
+                raise SettingError("to compile the denoiser takes a C++ compiler, and there is none")
             self.networks.unet.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
     def condition(self, lam: float) -> Conditioning:
@@ -66,11 +72,12 @@ class Model:
         )
 
     @cached_property
+    @torch.inference_mode(False)
     def judge(self) -> Judge | None:
         """Raises WeightsError where its weights are missing."""
         try:
             return None if self._judge is None else Judge(self._judge(), self.device, self.dtype)
-        except WeightsError as error:
+        except (WeightsError, ValueError) as error:
             raise WeightsError(f"{error}; encode with --effort 0 or --rho 0, or see cdcodec.lab.judge") from None
 
     def check_effort(self, rho: float) -> None:

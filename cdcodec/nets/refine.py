@@ -22,8 +22,6 @@ from cdcodec.nets.hyperprior import SCALE_MAX, SCALE_MIN
 from cdcodec.nets.judge import SMALLEST, Judge
 from cdcodec.nets.tiles import Box, Tiling
 
-LAMBDA_SCALE, LAMBDA_POWER = 12.7, 1.365
-"""λ_eff = LAMBDA_SCALE·λ^LAMBDA_POWER, as in the recipes of compact-x."""
 MSE_WEIGHT, LPIPS_WEIGHT = 2.0, 0.7
 RATE, LAST_RATE = 0.05, 0.2
 """Adam's step in units of y's rounding, falling linearly to LAST_RATE of it."""
@@ -71,8 +69,7 @@ class Refiner:
         """Adds the gradient of the objective to that of y, whose densities have these means and scale indices."""
         whole = Box(0, picture.shape[2], 0, picture.shape[3])
         pixels = whole.bottom * whole.right
-        lam_eff = LAMBDA_SCALE * self.lam**LAMBDA_POWER
-        (lam_eff / pixels * self._bits(y, mean, index)).backward()
+        (self.config.lambda_eff(self.lam) / pixels * self._bits(y, mean, index)).backward()
         rounded = y.detach().sub(mean).round_().add_(mean)
         for box in Tiling.of((whole.bottom, whole.right), self.config, TILE).boxes:
             wide = box.grown(MARGIN, whole)
@@ -81,8 +78,9 @@ class Refiner:
             decoded, original = box.of(self.decoded(latent), wide), box.of(picture, whole)
             share = (box.bottom - box.top) * (box.right - box.left) / pixels
             loss = (1 - self.rho / 2) * MSE_WEIGHT * (decoded - original).square().mean()
-            if self.judge is not None and min(original.shape[2:]) >= SMALLEST + SHIFTS:
-                for pair in views(decoded.to(self.judge.dtype), original.to(self.judge.dtype), draw):
+            if self.judge is not None:
+                seen, known = (continued(p.to(self.judge.dtype)) for p in (decoded, original))
+                for pair in views(seen, known, draw):
                     loss = loss + self.rho * LPIPS_WEIGHT / VIEWS * self.judge.distance(*pair).mean()
             (share * loss).backward()
 
@@ -97,6 +95,14 @@ class Refiner:
                 torch.erfc((apart - 0.5) / spread) - torch.erfc((apart + 0.5) / spread)
             )
         return -likelihood.clamp(min=1e-9).log2().sum()
+
+
+def continued(picture: Tensor) -> Tensor:
+    """(1, 3, H, W), its sides below SMALLEST + SHIFTS doubled by mirroring until they are not, for a judge to see."""
+    for axis in (2, 3):
+        while picture.shape[axis] < SMALLEST + SHIFTS:
+            picture = torch.cat((picture, picture.flip(axis)), dim=axis)
+    return picture
 
 
 def views(picture: Tensor, original: Tensor, draw: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
