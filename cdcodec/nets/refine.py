@@ -23,8 +23,11 @@ from cdcodec.nets.judge import SMALLEST, Judge
 from cdcodec.nets.tiles import Box, Tiling
 
 MSE_WEIGHT, LPIPS_WEIGHT = 2.0, 0.7
-RATE, LAST_RATE = 0.05, 0.2
-"""Adam's step in units of y's rounding, falling linearly to LAST_RATE of it."""
+RATE, RATE_POWER, LAST_RATE = 0.027, -0.22, 0.2
+"""Adam's step is RATE·λ_eff^RATE_POWER in units of y's rounding, and falls linearly to LAST_RATE of that."""
+ROUNDED = 0.5
+"""How far y is rounded for the decoder here: a step moves many elements that answer for the same error, and wholly
+rounded they jump together, too far, or not at all."""
 VIEWS = 6
 """From how many sides LPIPS looks at each step, every second time from twice as far away."""
 SHIFTS = 4
@@ -51,7 +54,8 @@ class Refiner:
     def __call__(self, y: Tensor, picture: Tensor, steps: int) -> Tensor:
         """y (1, C_y, h, w), float32 with its gain, of a picture (1, 3, H, W) in [-1, 1] → y after so many steps."""
         y = y.clone().requires_grad_()
-        adam = torch.optim.Adam([y], lr=RATE, betas=(0.8, 0.95))
+        rate = RATE * self.config.lambda_eff(self.lam) ** RATE_POWER
+        adam = torch.optim.Adam([y], lr=rate, betas=(0.8, 0.95))
         group, draw = adam.param_groups[0], random.Random(0)
         for step in range(steps):
             adam.zero_grad()
@@ -61,7 +65,7 @@ class Refiner:
             if step == 0:  # what hardly matters shall hardly move: Adam alone gives every element steps of one size
                 assert y.grad is not None
                 group["eps"] = max(y.grad.square().mean().sqrt().item(), 1e-12)
-            group["lr"] = RATE * (1 - (1 - LAST_RATE) * step / steps)
+            group["lr"] = rate * (1 - (1 - LAST_RATE) * step / steps)
             adam.step()
         return y.detach()
 
@@ -70,11 +74,10 @@ class Refiner:
         whole = Box(0, picture.shape[2], 0, picture.shape[3])
         pixels = whole.bottom * whole.right
         (self.config.lambda_eff(self.lam) / pixels * self._bits(y, mean, index)).backward()
-        rounded = y.detach().sub(mean).round_().add_(mean)
+        apart = ROUNDED * (y.detach().sub(mean).round_().add_(mean) - y.detach())
         for box in Tiling.of((whole.bottom, whole.right), self.config, TILE).boxes:
             wide = box.grown(MARGIN, whole)
-            part = wide.of(y, whole)
-            latent = part + (wide.of(rounded, whole) - part).detach()
+            latent = wide.of(y, whole) + wide.of(apart, whole)
             decoded, original = box.of(self.decoded(latent), wide), box.of(picture, whole)
             share = (box.bottom - box.top) * (box.right - box.left) / pixels
             loss = (1 - self.rho / 2) * MSE_WEIGHT * (decoded - original).square().mean()
