@@ -134,7 +134,7 @@ class ModelConfig:
 
     def lambda_eff(self, lam: float) -> float:
         """What multiplied the rate in training: lambda_scale·λ^lambda_power."""
-        return self.lambda_scale * lam**self.lambda_power
+        return self.lambda_scale * float(lam**self.lambda_power)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
