@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types docs check vectors peers quality bench fuzz kills train clean
+.PHONY: help setup demo test test-slow lint types docs check vectors peers quality rates bench fuzz kills train clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,10 @@ peers: setup ## what other codecs do on IMAGES, kept in results/peers.jsonl
 quality: setup ## the table of README on IMAGES (an hour or more for 27 megapixels): make quality IMAGES=valid METRICS=lpips
 	$(BIN)/cdcodec eval $(IMAGES) $(EVAL) --preset quality -o results/quality --force --reuse results/peers.jsonl --jobs 2
 	$(BIN)/python -m cdcodec.lab.readme results/quality README.md
+
+rates: setup ## on IMAGES, real bytes beside the model's estimate, and how well wished sizes are met
+	$(BIN)/python tests/rate_figures.py $(IMAGES)
+	$(BIN)/python tests/target_figures.py $(IMAGES) --weights weights
 
 bench: setup ## seconds of encode, decode and info on this machine; a batch against the network alone
 	$(BIN)/python -m cdcodec.lab.bench
