@@ -23,11 +23,14 @@ from cdcodec.nets.judge import SMALLEST, Judge
 from cdcodec.nets.tiles import Box, Tiling
 
 MSE_WEIGHT, LPIPS_WEIGHT = 2.0, 0.7
-RATE, RATE_POWER, LAST_RATE = 0.027, -0.22, 0.2
-"""Adam's step is RATE·λ_eff^RATE_POWER in units of y's rounding, and falls linearly to LAST_RATE of that."""
-ROUNDED = 0.5
-"""How far y is rounded for the decoder here: a step moves many elements that answer for the same error, and wholly
-rounded they jump together, too far, or not at all."""
+JUDGED_RATE = 0.06
+RATE, RATE_POWER = 0.027, -0.22
+LAST_RATE = 0.2
+"""Adam's step in units of y's rounding is JUDGED_RATE where LPIPS judges, RATE·λ_eff^RATE_POWER where squared error
+does alone, and falls linearly to LAST_RATE of that."""
+JUDGED_ROUNDED, ROUNDED = 0.75, 0.5
+"""How far y is rounded for the decoder here, with LPIPS and without: a step moves many elements that answer for the
+same error, and wholly rounded they jump together, too far, or not at all."""
 VIEWS = 6
 """From how many sides LPIPS looks at each step, every second time from twice as far away."""
 SHIFTS = 4
@@ -54,7 +57,7 @@ class Refiner:
     def __call__(self, y: Tensor, picture: Tensor, steps: int) -> Tensor:
         """y (1, C_y, h, w), float32 with its gain, of a picture (1, 3, H, W) in [-1, 1] → y after so many steps."""
         y = y.clone().requires_grad_()
-        rate = RATE * self.config.lambda_eff(self.lam) ** RATE_POWER
+        rate = RATE * self.config.lambda_eff(self.lam) ** RATE_POWER if self.judge is None else JUDGED_RATE
         adam = torch.optim.Adam([y], lr=rate, betas=(0.8, 0.95))
         group, draw = adam.param_groups[0], random.Random(0)
         for step in range(steps):
@@ -74,7 +77,8 @@ class Refiner:
         whole = Box(0, picture.shape[2], 0, picture.shape[3])
         pixels = whole.bottom * whole.right
         (self.config.lambda_eff(self.lam) / pixels * self._bits(y, mean, index)).backward()
-        apart = ROUNDED * (y.detach().sub(mean).round_().add_(mean) - y.detach())
+        rounded = ROUNDED if self.judge is None else JUDGED_ROUNDED
+        apart = rounded * (y.detach().sub(mean).round_().add_(mean) - y.detach())
         for box in Tiling.of((whole.bottom, whole.right), self.config, TILE).boxes:
             wide = box.grown(MARGIN, whole)
             latent = wide.of(y, whole) + wide.of(apart, whole)
