@@ -129,10 +129,10 @@ class Decode:
         format = self.format or pictures.writable_extensions().get(suffix, "PNG")
         depth = pictures.original_depth(chunks) if self.original_depth else 8
         buffer = io.BytesIO()
-        pictures.write(pictures.to_pil(pixels, chunks), buffer, format, depth=depth)
+        notes = pictures.write(pictures.to_pil(pixels, chunks), buffer, format, depth=depth)
         height, width = pixels.shape[:2]
         lam = container.read_header(data, self.max_pixels).lam
-        return Done(buffer.getvalue(), {"width": width, "height": height, "lambda": lam, "bytes": len(data)})
+        return Done(buffer.getvalue(), {"width": width, "height": height, "lambda": lam, "bytes": len(data)}, notes)
 
 
 def run(jobs: Sequence[Job], task: Task, options: Options, tell: Tell | None = None) -> int:
@@ -198,7 +198,12 @@ def _stages(task: Task, options: Options) -> list[Callable[[_Passage], None]]:
     def finish(passage: _Passage) -> None:
         started = time.perf_counter()
         passage.done = task.finish(passage.job, passage.item, passage.result)
-        files.write(passage.job.target, passage.done.data, force=options.force)
+        try:
+            files.write(passage.job.target, passage.done.data, force=options.force)
+        except files.ExistsError:  # it was not there when this began
+            if not options.skip_existing:
+                raise
+            passage.done = None
         passage.seconds += time.perf_counter() - started
 
     return [read, work, finish]

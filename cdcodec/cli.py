@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ import click
 from cdcodec import __version__, files
 from cdcodec.config import DEFAULT_LAMBDA
 from cdcodec.device import keep_freed_memory
-from cdcodec.errors import CdcodecError, TrainingError, WeightsError
+from cdcodec.errors import CdcodecError, TargetError, TrainingError, WeightsError
 from cdcodec.lab.commands import compare_command, eval_command
 from cdcodec.options import (
     FOLDER,
@@ -245,7 +246,11 @@ def _each(paths: tuple[str, ...], look: Callable[[str], None]) -> int:
     for path in paths:
         try:
             look(path)
-        except CdcodecError as error:
+        except (click.ClickException, BrokenPipeError):
+            raise
+        except Exception as error:  # also a fault of ours must not keep the others from being looked at
+            if click.get_current_context().obj:
+                traceback.print_exception(error)
             click.echo(f"cdcodec: error: {files.shown(path)}: {files.one_line(error)}", err=True)
             code = 1
     return code
@@ -275,7 +280,8 @@ def _lpips(folder: Path | None, device: str) -> Callable[[Any, Any], float]:
 
     def measure(original: Any, decoded: Any) -> float:
         value = judge(original, decoded)["lpips-alex"]
-        assert value is not None, "only measures of whole sets are None for one picture"
+        if value is None:
+            raise TargetError("this picture is too small for LPIPS")
         return value
 
     return measure

@@ -105,7 +105,8 @@ class ModelConfig:
             "schedule": self.schedule == "sigma" or (self.schedule in ("cosine", "linear") and self.timesteps >= 32),
             "hyper_scale": self.hyper_scale in ("log", "linear"),
             "ladder": bool(self.ladder) and all(0 < a < b for a, b in pairwise((*self.ladder, math.inf))),
-            "stride": 1 <= self.unshuffle <= self.stride <= self.padding <= 1024 and self.padding % self.stride == 0
+            "stride": 1 <= self.unshuffle <= self.stride <= 32 and self.stride <= self.padding <= 1024
+            and self.padding % self.stride == 0
             and self.stride == self.unshuffle << len(self.analysis_widths) - (self.blocks == "compact"),
             "widths": all(isinstance(width, int) and 1 <= width <= 2048 for width in widths),
             "levels": 1 <= len(self.analysis_widths) <= 8 and 1 <= len(self.unet_widths) <= 8

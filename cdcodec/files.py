@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ STANDARD = "-"
 
 class PlanError(ValueError):
     """The paths on the command line do not say what is to be written where."""
+
+
+class ExistsError(OutputError):
+    """Something stands already where an output was to go."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,8 @@ def shown(source: str) -> str:
     return "standard input" if source == STANDARD else source
 
 
-def already_exists(target: str) -> OutputError:
-    return OutputError(f"{target} exists already; --force replaces it, --skip-existing leaves it alone")
+def already_exists(target: str) -> ExistsError:
+    return ExistsError(f"{target} exists already; --force replaces it, --skip-existing leaves it alone")
 
 
 def one_line(error: BaseException) -> str:
@@ -190,7 +195,8 @@ def _without_collisions(jobs: list[Job]) -> list[Job]:
     """The jobs, each source once. Raises OutputError if two would write the same file, or one its own input."""
 
     def identity(path: str) -> str:
-        return path if path == STANDARD else os.path.normcase(os.path.abspath(path))
+        path = path if path == STANDARD else os.path.normcase(os.path.abspath(path))
+        return unicodedata.normalize("NFC", path).casefold() if sys.platform == "darwin" else path
 
     taken: dict[str, Job] = {}
     for job in jobs:

@@ -16,7 +16,7 @@ import json
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,6 +58,10 @@ LEFT_OUT = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 """EPS would run Ghostscript on whatever the file says; the others Pillow recognises but cannot decode."""
 
 
+ICONS = frozenset({"ICO", "ICNS"})
+"""Formats that Pillow would shrink a photograph for; they are read, but not written."""
+
+
 def readable_extensions() -> frozenset[str]:
     """Lower-case file extensions, with the dot, that `read` knows."""
     readable = _formats()
@@ -66,7 +70,8 @@ def readable_extensions() -> frozenset[str]:
 
 def writable_extensions() -> dict[str, str]:
     """Lower-case file extensions, with the dot, that `write` knows, and Pillow's name of each one's format."""
-    return {ext: name for ext, name in Image.registered_extensions().items() if name in Image.SAVE}
+    known = Image.registered_extensions()  # which loads the plugins
+    return {ext: name for ext, name in known.items() if name in Image.SAVE and name not in ICONS}
 
 
 def read(source: str | Path | BinaryIO | bytes, *, max_pixels: int = MAX_PIXELS, strip: bool = False) -> Picture:
@@ -145,8 +150,10 @@ def to_pil(pixels: NDArray[np.uint8], chunks: dict[str, bytes]) -> Image.Image:
     return image
 
 
-def write(image: Image.Image, target: Path | BinaryIO, format: str | None = None, *, depth: int = 8) -> None:
-    """Write an image with the metadata of its `.info`.
+def write(
+    image: Image.Image, target: Path | BinaryIO, format: str | None = None, *, depth: int = 8
+) -> tuple[str, ...]:
+    """Write an image with the metadata of its `.info`; gives a note on each block of it that the format cannot hold.
 
     format: Pillow's name, or None to take it from the target's extension.
     depth: 16 scales the 8-bit values by 257; for PNG, and for grey TIFF.
@@ -158,7 +165,9 @@ def write(image: Image.Image, target: Path | BinaryIO, format: str | None = None
         if format is None:
             raise ImageError(f"{suffix or 'no extension'} names no picture format that can be written")
     try:
-        data = _render(image, format, depth)
+        with _silent() if format == "TIFF" else nullcontext():  # it reads the EXIF that it writes
+            options, notes = metadata.save_options(image, format)
+            data = _render(image, format, depth, _SAVE_OPTIONS.get(format, {}) | options)
     except CdcodecError:
         raise
     except Exception as error:  # each plugin refuses in its own way
@@ -168,6 +177,7 @@ def write(image: Image.Image, target: Path | BinaryIO, format: str | None = None
         target.write_bytes(data)
     else:
         target.write(data)
+    return notes
 
 
 def pad(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
@@ -202,13 +212,17 @@ def _formats() -> list[str]:
 
 
 @contextmanager
-def _reading(max_pixels: int | None = None) -> Iterator[None]:
-    """Turn whatever Pillow throws into ImageError, silence its warnings, put our limit in the place of its own.
-
-    Limit and warning filters are global to the process, hence the lock.
-    """
+def _silent() -> Iterator[None]:
+    """Without Pillow's warnings. Their filters, and its limit of pixels, are global to the process, hence the lock."""
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _reading(max_pixels: int | None = None) -> Iterator[None]:
+    """Turn whatever Pillow throws into ImageError, silence its warnings, put our limit in the place of its own."""
+    with _silent():
         before = Image.MAX_IMAGE_PIXELS
         if max_pixels is not None:
             Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # it warns from there, and raises above twice as many
@@ -247,7 +261,7 @@ def _origin(chunks: dict[str, bytes]) -> tuple[str, int]:
 
 def _alpha_plane(data: bytes, size: tuple[int, int]) -> Image.Image:
     try:
-        with _reading(size[0] * size[1]), Image.open(io.BytesIO(data), formats=["PNG"]) as plane:
+        with _reading(max(size[0] * size[1], MAX_PIXELS)), Image.open(io.BytesIO(data), formats=["PNG"]) as plane:
             if plane.size != size or plane.mode != "L":
                 raise CorruptError(f"the alpha plane is {plane.mode} of {plane.size}, the picture has {size}")
             return plane.copy()
@@ -261,9 +275,8 @@ def _png(image: Image.Image, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _render(image: Image.Image, format: str, depth: int) -> bytes:
+def _render(image: Image.Image, format: str, depth: int, options: dict[str, Any]) -> bytes:
     """The bytes of a picture file."""
-    options = _SAVE_OPTIONS.get(format, {}) | metadata.save_options(image, format)
     if depth == 16 and format == "PNG":
         return modes.widen_png(_png(image, **options | {"compress_level": 1}), np.asarray(image))
     if depth == 16:

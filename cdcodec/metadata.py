@@ -20,6 +20,8 @@ _UPRIGHT = {
 }
 _TIFF_DESCRIPTIVE_TAGS = (270, 271, 272, 282, 283, 296, 305, 306, 315, 33432)
 _TIFF_XMP = 700
+JPEG_SEGMENT = 65504
+"""Most bytes of EXIF or XMP in one segment of a JPEG file, behind the name that each begins with."""
 _EXIF_AND_GPS = (0x8769, 0x8825)
 
 
@@ -54,9 +56,15 @@ def attach(image: Image.Image, chunks: dict[str, bytes]) -> None:
         image.info["xmp"] = chunks["xmp"]
 
 
-def save_options(image: Image.Image, format: str) -> dict[str, Any]:
-    """The arguments that make `image.save` write the metadata of `image.info` into a file of that format."""
+def save_options(image: Image.Image, format: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The arguments that make `image.save` write the metadata of `image.info` into a file of that format; and notes on
+    what is left out of it, since the format cannot hold so much."""
     profile, exif, xmp = (image.info.get(name) for name in ("icc_profile", "exif", "xmp"))
+    notes: list[str] = []
+    if format == "JPEG" and exif and len(exif) > JPEG_SEGMENT:
+        notes, exif = [f"{len(exif)} bytes of EXIF are left out: JPEG cannot hold so many"], None
+    if format == "JPEG" and xmp and len(xmp) > JPEG_SEGMENT:
+        notes, xmp = [*notes, f"{len(xmp)} bytes of XMP are left out: JPEG cannot hold so many"], None
     options: dict[str, Any] = {"icc_profile": profile} if profile else {}
     if exif:
         options["exif"] = exif
@@ -69,7 +77,7 @@ def save_options(image: Image.Image, format: str) -> dict[str, Any]:
         options["exif"][_TIFF_XMP] = xmp
     elif xmp:
         options["xmp"] = xmp
-    return options
+    return options, tuple(notes)
 
 
 def _exif_block(image: Image.Image) -> bytes:

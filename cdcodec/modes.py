@@ -14,6 +14,9 @@ from PIL import Image, ImageCms
 MODES = ("L", "LA", "RGB", "RGBA")
 """The modes a picture is restored to; every other one is converted to one of them."""
 
+SRGB = {"sRGB", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1 black scaled", "sRGB built-in", "sRGB2014"}
+"""Descriptions of profiles that are sRGB itself; "Linear sRGB" is not."""
+
 _CONVERT = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
 _NAMES = {"1": "1-bit picture", "P": "palette", "PA": "palette"}
 
@@ -31,14 +34,15 @@ def simplify(image: Image.Image, raw: str, profile: bytes | None) -> tuple[Image
     """
     mode = image.mode
     depth = 16 if mode.startswith("I;16") or re.search(r";16|\b65535\b", raw) else 8
-    notes = ["16 bits per channel are coded at 8"] if depth == 16 else []
+    bits = 12 if "I;12" in raw else depth
+    notes = [f"{bits} bits per channel are coded at 8"] if depth == 16 else []
     if "transparency" in image.info and (depth == 16 or _wide(image.info["transparency"])):
         # a colour of 16 bits, which the 8-bit pixels no longer tell
         image = image.copy()
         del image.info["transparency"]
         notes.append("the transparent colour of a 16-bit picture is dropped")
     if mode == "F" or mode.startswith("I"):
-        grey, note = _scale_grey(image, depth)
+        grey, note = _scale_grey(image, bits)
         return grey, depth, True, notes + note
     if mode == "RGBA" and "'LA;16" in raw:  # Pillow reads 16-bit grey with alpha so
         return image.convert("LA"), depth, True, notes
@@ -64,7 +68,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     try:
         if profile:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if image.mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
+            if image.mode == "RGB" and ImageCms.getProfileDescription(source).strip() in SRGB:
                 return image
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if converted is not None:
@@ -119,16 +123,16 @@ def widen_png(png: bytes, values: NDArray[np.uint8]) -> bytes:
     return b"".join(result)
 
 
-def _scale_grey(image: Image.Image, depth: int) -> tuple[Image.Image, list[str]]:
-    """Modes I;16, I and F to L: from the smallest usual range (0 to 1, 255 or 65535) that holds the values, else from
-    the least to the greatest of them."""
+def _scale_grey(image: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
+    """Modes I;16, I and F to L: from the range of so many bits, 12 or 16, else from the smallest usual one (0 to 1, 255
+    or 65535), where it holds the values, else from the least to the greatest of them."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
-    usual = [65535.0] if depth == 16 else [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0]
+    usual = [1.0, 255.0, 65535.0] if image.mode == "F" else [255.0, 65535.0] if bits == 8 else [2.0**bits - 1]
     fitting = [ceiling for ceiling in usual if low >= 0 and high <= ceiling]
     low, high = (0.0, fitting[0]) if fitting else (low, high)
     grey = np.rint((values - low) * (255.0 / max(high - low, 1e-30))).astype(np.uint8)
-    notes = [] if depth == 16 else [f"mode {image.mode}: {low:g} to {high:g} converted to L"]
+    notes = [] if fitting and bits > 8 else [f"mode {image.mode}: {low:g} to {high:g} converted to L"]
     return Image.fromarray(grey), notes
 
 

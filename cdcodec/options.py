@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -23,6 +24,8 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
+        if sys.stderr is None:  # where it was closed; what is printed to None goes to standard output
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="replace")  # not every encoding has a λ
         try:

@@ -1,4 +1,4 @@
-"""A file of a wished size or quality: a search over λ with real files, at most four of them.
+"""A file of a wished size or quality: a search over λ with real files, four of them or, where none fits, five.
 
 Size in bytes falls, and error rises, smoothly along λ; log bytes over log λ is nearly a straight line. So a first λ
 comes from what is typical, and every file made corrects the curve in the place where it was made. A refined file takes
@@ -22,7 +22,7 @@ from cdcodec.errors import TargetError
 from cdcodec.weights import Checkpoint
 
 TRIES = 4
-"""Most files made for one picture, plain ones that stand for refined ones left out."""
+"""Most files made for one picture, one more where none of them fits; but for plain ones that stand for refined ones."""
 
 Measure = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
 """measure(original, decoded), both uint8 (H, W, 3)."""
@@ -196,7 +196,7 @@ def search(
     """At most TRIES attempts at falling below u = 0 by no more than `slack`; u falls along s, about as prior(s) does.
 
     prior: u by s, joined by straight lines. Stops early where an attempt is near enough, or at an end of the range that
-    leaves nothing to try.
+    leaves nothing to try; where nothing fits, that end is tried last, above the number.
     """
     low, high = ends
     grid = np.linspace(low, high, _GRID)
@@ -217,6 +217,8 @@ def search(
         trials.append(attempt(s))
         if -slack <= trials[-1].u <= 0 or (s == low and trials[-1].u <= 0) or (s == high and trials[-1].u > 0):
             break
+    if all(trial.u > 0 for trial in trials) and trials[-1].s != high:  # before saying that nothing fits
+        trials.append(attempt(high))
     return trials
 
 

@@ -179,14 +179,16 @@ def find(
     preset = preset or DEFAULT_PRESET
     of_preset = [info for info in there if info.preset == preset]
     if not of_preset:
-        known = ", ".join(sorted({info.preset for info in there})) or "nothing"
-        raise WeightsError(f"no checkpoint of {preset} in {root}; there is {known}")
-    of_preset = [info for info in of_preset if info.id == checkpoint] or of_preset
+        known = ", ".join(sorted({info.preset for info in there}))
+        raise WeightsError(f"no checkpoint of {preset} in {root}; there is {known or 'nothing'}")
+    of_preset = [info for info in of_preset if checkpoint in (None, info.id)]
+    if not of_preset and checkpoint is not None:
+        raise WeightsError(f"this file was made with the weights {checkpoint:08x}, of which {root} holds no {preset}")
     fitting = [i for i in of_preset if not i.whole or (lam in (None, i.lam) and (rho is None or i.rho == f"{rho:g}"))]
     if len(fitting) == 1 or (fitting and not fitting[0].whole):
         return fitting[0]
-    problem = "several fit" if fitting else "none fits"
-    raise WeightsError(f"choose one by λ (and ρ), {problem}: " + ", ".join(map(str, of_preset)))
+    problem, known = "several fit" if fitting else "none fits", ", ".join(map(str, of_preset))
+    raise WeightsError(f"choose one by λ (and ρ), {problem}: {known}")
 
 
 def file_hash(path: Path) -> str:
@@ -249,14 +251,10 @@ def load_model(
     less memory; "auto" for large pictures only, "off" never; with paper-x and paper-eps an approximation that may
     show. compile: the denoiser by torch.compile. Raises WeightsError; ValueError for another tile, device or precision.
     """
-    tensors = load_tensors(root, checkpoint=checkpoint, **which)
-    loaded = assemble(
-        *tensors, device, precision, tile=tile, compile=compile,
+    return assemble(
+        *load_tensors(root, checkpoint=checkpoint, **which), device, precision, tile=tile, compile=compile,
         judge=lambda: read(find(find_weights(root), checkpoint=checkpoint, **which).path.with_name(JUDGE))[1],
     )  # fmt: skip
-    if checkpoint is not None:
-        loaded.check_file(checkpoint)
-    return loaded
 
 
 def assemble(
@@ -268,6 +266,8 @@ def assemble(
     **running: Any,
 ) -> Checkpoint:
     """A model from its tensors (as `load_tensors` gives them) that runs as told (see `load_model`). WeightsError."""
+    import torch
+
     from cdcodec.bits.coder import Tables
     from cdcodec.bits.tables import TableSet
     from cdcodec.nets.integer import IntegerHyperSynthesis
@@ -276,27 +276,27 @@ def assemble(
 
     try:
         integer = IntegerHyperSynthesis.from_tensors(dict(integers), config)
-        z, y = (
-            TableSet.unpack(*(integers[f"tables.{which}.{part}"].numpy() for part in ("counts", "first", "length")))
-            for which in ("z", "y")
-        )
-        if len(z) != config.hyper or len(y) != 256:
-            raise ValueError("the tables do not fit the architecture")
-        networks = Networks(config)
+        parts = ("counts", "first", "length")
+        z, y = (TableSet.unpack(*(integers[f"tables.{which}.{part}"].numpy() for part in parts)) for which in "zy")
+        tables = Tables(z=z, y=y)
+        if len(z) != config.hyper:
+            raise ValueError(f"z needs {config.hyper} tables, not {len(z)}")
         own = {name: value for name, value in floats.items() if not name.startswith("rate.")}
-        differing = sorted(own.keys() ^ networks.state_dict().keys())
+        with torch.device("meta"):  # networks larger than the file are not built
+            known = Networks(config).state_dict()
+        differing = sorted(own.keys() ^ known.keys())
         if differing:
             raise ValueError(f"{differing[0]} is {'not known' if differing[0] in own else 'missing'}")
         for name, value in own.items():
-            if not value.is_floating_point():
-                raise ValueError(f"{name} holds {value.dtype}, not floating point")
+            if not value.is_floating_point() or value.shape != known[name].shape:
+                raise ValueError(f"{name} holds {value.dtype} of {tuple(value.shape)}")
+        networks = Networks(config)
         networks.load_state_dict(own, assign=True)  # no copy
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise WeightsError(f"the checkpoint of {config.preset} is damaged: {' '.join(lines[:2])}") from None
+        raise WeightsError(f"the checkpoint of {config.preset} is damaged: {error}") from None
     place = pick_device(device)
     model = Model(networks, integer, place, pick_dtype(precision, place), **running)
-    return Checkpoint(model, Tables(z=z, y=y), _number(tensor_hash(integers, integers)))
+    return Checkpoint(model, tables, _number(tensor_hash(integers, integers)))
 
 
 def about(root: str | Path | None = None, **which: Any) -> dict[str, str]:

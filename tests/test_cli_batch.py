@@ -57,6 +57,37 @@ def test_a_batch_goes_on_after_a_failure(photos):
     assert refused.errors.count("exists already; --force replaces it") == 2
 
 
+@pytest.mark.parametrize(("more", "code"), [(["--skip-existing"], 0), ([], 1)])
+def test_an_output_that_another_process_made_meanwhile(photos, monkeypatch, more, code):
+    finish = batch.Encode.finish
+
+    def overtaken(self, job, *rest):
+        if job.source.endswith("a.png"):
+            Path(job.target).write_bytes(b"theirs")
+        return finish(self, job, *rest)
+
+    monkeypatch.setattr(batch.Encode, "finish", overtaken)
+    result = run("encode", photos, "-o", "out", *more)
+    assert result.code == code
+    told = "2 encoded, 1 skipped" if more else f"2 encoded, 1 failed ({os.path.join('photos', 'a.png')})"
+    assert result.errors.splitlines()[-1] == f"cdcodec: {told}"
+    assert Path("out/a.cdc").read_bytes() == b"theirs"
+
+
+def test_a_closed_standard_error_leaves_the_output_alone():
+    works("encode", picture("in.png"), "x.cdc")
+    for inputs in (["x.cdc", "-"], ["x.cdc", "in.png", "-o", "out"]):
+        command = [*PROGRAM, "decode", *inputs, "--steps", "0"]
+        closed = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *command], stdout=subprocess.PIPE, check=False)
+        assert closed.returncode == (0 if inputs[1] == "-" else 1)
+        assert closed.stdout == b"" if closed.returncode else closed.stdout.endswith(b"IEND\xaeB`\x82")
+
+
+def test_icons_are_not_written():
+    works("encode", picture("in.png"), "x.cdc")
+    assert "x.ico is not a name for an output" in fails("decode", "x.cdc", "x.ico", code=2)
+
+
 def test_faults_of_ours_do_not_stop_a_batch_either(photos, monkeypatch):
     real = batch.Encode.work
 

@@ -15,7 +15,7 @@ from conftest import write_tiny_weights
 from PIL import Image
 
 import cdcodec
-from cdcodec import files
+from cdcodec import examine, files
 from cdcodec.bits import container
 from cdcodec.cli import main
 from cdcodec.config import PRESETS
@@ -195,3 +195,20 @@ def test_python_api():
         cdcodec.encode(values.astype(np.float32))
     with pytest.raises(cdcodec.errors.WeightsError):
         cdcodec.encode(values, lam=5.0)
+
+
+def test_a_fault_of_ours_at_one_file_does_not_keep_the_others_from_being_looked_at(monkeypatch):
+    works("encode", picture("in.png"), "x.cdc")
+    facts = examine.facts
+
+    def faulty(path):
+        if path == "bad.cdc":
+            raise RuntimeError("a fault")
+        return facts(path)
+
+    monkeypatch.setattr(examine, "facts", faulty)
+    result = run("info", "bad.cdc", "x.cdc")
+    assert result.code == 1
+    assert result.errors.startswith("cdcodec: error: bad.cdc: internal error, RuntimeError: a fault (--debug")
+    assert b"x.cdc" in result.output
+    assert "Traceback" in run("--debug", "info", "bad.cdc").errors

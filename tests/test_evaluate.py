@@ -249,6 +249,19 @@ def test_effort_needs_its_judge_and_is_another_codec_with_another(request_for, t
     assert versions[0][1] == versions[1][1] == without.plan.codecs[0].version
 
 
+def test_a_rho_that_the_weights_do_not_have_is_said(request_for):
+    prepared = plan.prepare(request_for(rhos=(0.3, 0.95)))
+    assert prepared.missing == ("compact-x at ρ 0.95: it has 0 to 0.9; the nearest is taken",)
+    assert [s["rho"] for s in prepared.plan.codecs[0].settings] == [0.3, 0.9]
+
+
+def test_the_report_may_lie_above_the_pictures_but_not_among_them(folder, tmp_path):
+    names = [source.name for source in evaluate.survey(folder)[0]]
+    assert [source.name for source in evaluate.survey(folder, out=folder.parent)[0]] == names
+    with pytest.raises(CdcodecError, match="let what is made of them go to another folder"):
+        evaluate.survey(folder, out=folder)
+
+
 def test_what_is_asked_for_twice_is_measured_once(request_for):
     found = plan.prepare(request_for(models=("compact-x", "compact-x"), peers=("jpeg", "jpeg"), lambdas=LAMBDAS * 2))
     assert [(c.name, len(c.rungs)) for c in found.plan.codecs] == [("compact-x", 2), ("jpeg", 11)]

@@ -354,3 +354,12 @@ def test_reading_what_is_not_there(tmp_path):
 )
 def test_errors_in_one_line(error, line):
     assert files.one_line(error) == line
+
+
+@pytest.mark.parametrize("other", ["x/A.jpg", "y/É.png"])
+def test_names_that_only_macos_takes_for_one(tmp_path, monkeypatch, other):
+    names = ["x/a.png", "x/e\u0301.png", other]
+    assert len(files.plan(names, "out", suffix=".cdc", source_suffixes=(), target_suffixes=())) == 3
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OutputError, match="would both be written to"):
+        files.plan(names, "out", suffix=".cdc", source_suffixes=(), target_suffixes=())

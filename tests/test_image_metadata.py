@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -202,8 +204,48 @@ def test_a_damaged_profile_does_not_stop_conversion():
 def test_metadata_a_format_cannot_hold(tmp_path):
     image = pictures.to_pil(scene(), {"exif": b"II*\0" + b"\xff" * 40, "xmp": b"\xff\0" * 40_000})
     pictures.write(image, tmp_path / "a.png")
-    with pytest.raises(ImageError, match="cannot be written as JPEG: XMP data is too long"):
-        pictures.write(image, tmp_path / "a.jpg")
+    assert pictures.write(image, tmp_path / "a.jpg") == ("80000 bytes of XMP are left out: JPEG cannot hold so many",)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this EXIF is torn
+        with Image.open(tmp_path / "a.jpg") as written:
+            assert written.info["exif"] == image.info["exif"]
+            assert "xmp" not in written.info
     with pytest.raises(ImageError, match="cannot be written as TIFF: "):
         pictures.write(image, tmp_path / "a.tif")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png", "a.jpg"]
+
+
+def test_strip_converts_linear_srgb_too():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    linear = profile.replace(*(name.encode("utf-16-be") for name in ("sRGB built-in", "Linear sRGB 1")))
+    start = profile.index(b"para")
+    linear = linear[: start + 8] + struct.pack(">HHi", 0, 0, 65536) + linear[start + 16 :]  # y = x
+    assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(linear)))
+    data = encoded(Image.new("RGB", (8, 8), (55, 55, 55)), "PNG", icc_profile=linear)
+    assert pictures.read(data, strip=True).pixels[0, 0].tolist() == [128, 128, 128]
+
+
+def grey_tiff(values: list[int], bits: int, sample_format: int = 1) -> bytes:
+    """A TIFF of one row of grey samples of 12 or 16 bits; sample_format 2: signed."""
+    if bits == 12:
+        packed = "".join(f"{value:012b}" for value in values)
+        row = int(packed, 2).to_bytes(len(packed) // 8, "big")
+    else:
+        row = struct.pack(f"<{len(values)}{'h' if sample_format == 2 else 'H'}", *values)
+    tags = [(256, len(values)), (257, 1), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1),
+            (279, len(row)), (339, sample_format)]  # fmt: skip
+    row += bytes(-len(row) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(row)) + row + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_twelve_bits_have_a_range_of_their_own():
+    picture = pictures.read(grey_tiff([0, 1024, 2048, 4095], 12))
+    assert picture.pixels[0, :, 0].tolist() == [0, 64, 128, 255]
+    assert picture.notes == ("12 bits per channel are coded at 8",)
+
+
+def test_signed_samples_are_stretched_and_said_to_be():
+    picture = pictures.read(grey_tiff([-1000, 0, 3000, 1000], 16, 2))
+    assert picture.pixels[0, :, 0].tolist() == [0, 64, 255, 128]
+    assert picture.notes[-1].endswith(": -1000 to 3000 converted to L")

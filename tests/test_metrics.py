@@ -208,3 +208,14 @@ if "CDCODEC_METRIC_WEIGHTS" in os.environ:
         judge = Judge([name], REAL)
         assert judge(reference, one)[name] == pytest.approx(far, abs=1e-4)
         assert judge(reference, two)[name] == pytest.approx(near, abs=1e-4)
+
+
+@pytest.mark.parametrize("net", list(metrics.LPIPS_SIDES))
+def test_lpips_is_not_defined_on_pictures_that_its_network_pools_away(networks, net):
+    random, side = np.random.default_rng(0), metrics.LPIPS_SIDES[net]
+    judge = Judge([f"lpips-{net}"], networks)
+    for height, known in ((side, True), (side - 1, False)):
+        a, b = (random.integers(0, 256, (height, 70, 3), np.uint8) for _ in range(2))
+        assert (judge(a, b)[f"lpips-{net}"] is not None) == known
+    with pytest.raises(RuntimeError):
+        judge._networks[f"lpips-{net}"](torch.zeros(1, 3, side - 1, 70), torch.zeros(1, 3, side - 1, 70))

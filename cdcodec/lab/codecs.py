@@ -61,7 +61,7 @@ class Codec(Protocol):
 class Own:
     """cdcodec itself with one preset of the weights in `root`; encodes once per λ and ρ, decodes once per setting.
 
-    effort: of encoding.
+    effort: of encoding. lam, rho: which of imported models is meant, of which each is for one λ and ρ.
     """
 
     preset: str
@@ -71,6 +71,8 @@ class Own:
     rungs: tuple[float, ...]
     settings: tuple[Setting, ...]
     effort: int = 0
+    lam: float | None = None
+    rho: float | None = None
     ladder: str = "lambda"
 
     @property
@@ -89,7 +91,8 @@ class Own:
 
     def load(self) -> weights.Checkpoint:
         """Raises WeightsError."""
-        return _checkpoint(self.root, self.preset, self.device, self.precision)
+        which = (self.preset, self.lam, self.rho)
+        return _checkpoint(self.root, which, self.device, self.precision)
 
     def encode(self, pixels: Pixels, rung: float, setting: Setting) -> bytes:
         return codec.encode(pixels, self.load(), rung, effort=self.effort, rho=setting["rho"])
@@ -291,8 +294,11 @@ def _boxes(data: bytes) -> list[tuple[bytes, int]]:
 
 
 @lru_cache(maxsize=4)
-def _checkpoint(root: Path, preset: str, device: str, precision: str) -> weights.Checkpoint:
-    return weights.load_model(root, preset=preset, device=device, precision=precision)
+def _checkpoint(
+    root: Path, which: tuple[str, float | None, float | None], device: str, precision: str
+) -> weights.Checkpoint:
+    preset, lam, rho = which
+    return weights.load_model(root, preset=preset, lam=lam, rho=rho, device=device, precision=precision)
 
 
 @lru_cache(maxsize=16)

@@ -133,6 +133,10 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
         if force:
             lines.unlink(missing_ok=True)
             shutil.rmtree(request.out / "features", ignore_errors=True)
+        for path in reuse:
+            report_of, features = path.with_name("features"), request.out / "features"
+            if report_of.is_dir() and report_of.resolve() != features.resolve():
+                shutil.copytree(report_of, features, dirs_exist_ok=True)
         facts = plan.record(prepared, shlex.join(["cdcodec", *sys.argv[1:]]))
         plan.write_record(request.out / "run.json", facts)
         outcome = evaluate.run(prepared.plan, known, quiet)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdcodec.errors import ImageError, TrainingError
+from cdcodec.errors import CdcodecError, ImageError, TrainingError
 from cdcodec.image import read
 from cdcodec.lab import draws
 
@@ -20,8 +20,13 @@ STREAM_IMAGE, STREAM_PLACE = 1, 2
 
 
 def below(folder: Path, suffixes: Collection[str], without: Path | None = None) -> list[Path]:
-    """The files below a folder with one of these endings, sorted, but for hidden ones and those below `without`."""
+    """The files below a folder with one of these endings, sorted, but for hidden ones and those below `without`, a
+    folder within it. Raises CdcodecError where it is that folder itself."""
     aside = without and without.resolve()
+    if aside == folder.resolve():
+        raise CdcodecError(f"{folder} holds the pictures; let what is made of them go to another folder")
+    if aside and folder.resolve() not in aside.parents:
+        aside = None
     return sorted(
         path
         for path in folder.rglob("*")

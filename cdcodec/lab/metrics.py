@@ -39,6 +39,9 @@ PSNR_LIMIT = 100.0
 MS_SSIM_SIDE = 161
 """Smallest side in pixels on which MS-SSIM with five scales and an 11×11 window is defined."""
 
+LPIPS_SIDES = {"alex": 31, "squeeze": 17, "vgg": 16}
+"""Likewise of LPIPS, whose networks pool until nothing is left of smaller ones."""
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -189,7 +192,7 @@ class Judge:
 
     @torch.inference_mode()
     def __call__(self, original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> dict[str, float | None]:
-        """Both uint8 (H, W, 3). None stands where a measure is not defined (MS-SSIM below 161 pixels a side)."""
+        """Both uint8 (H, W, 3). None stands where a measure is not defined (MS_SSIM_SIDE, LPIPS_SIDES)."""
         if original.shape != decoded.shape:
             raise ValueError(f"pictures of different sizes: {original.shape} and {decoded.shape}")
         if original is not self._original:
@@ -203,11 +206,14 @@ class Judge:
         values = {name: takers[name]() if name in takers else self._lpips(name, a, b) for name in self.names}
         return {name: None if value is None else round(value, 6) for name, value in values.items()}
 
-    def _lpips(self, name: str, a: Tensor, b: Tensor) -> float:
+    def _lpips(self, name: str, a: Tensor, b: Tensor) -> float | None:
         """LPIPS of b against a (0…255); what lpips.LPIPS.forward does, the original's features being kept."""
         from lpips import normalize_tensor
 
-        model = self._network(name, lambda folder: load_lpips(name.removeprefix("lpips-"), folder))
+        net = name.removeprefix("lpips-")
+        if min(a.shape[2:]) < LPIPS_SIDES[net]:
+            return None
+        model = self._network(name, lambda folder: load_lpips(net, folder))
 
         def features(x: Tensor) -> list[Tensor]:
             x = (x / 127.5 - 1).contiguous(memory_format=torch.channels_last)

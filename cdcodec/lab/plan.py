@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,9 @@ def own(request: Request, preset: Preset, model: str, notes: list[str]) -> Own:
     """Our codec with its λ and with every decode setting written out; notes gets a line on what cannot be as wished.
     Raises WeightsError, SettingError."""
     root = weights.find_weights(request.weights)
-    checkpoint = Own(model, root, request.device, request.precision, (), ()).load()
+    lam, rho = (values[0] if len(values) == 1 else None for values in (request.lambdas, request.rhos))
+    named_one = Own(model, root, request.device, request.precision, (), (), lam=lam, rho=rho)
+    checkpoint = named_one.load()
     config = checkpoint.config
     templates: Sequence[Template] = preset.settings
     axes = {"steps": request.steps, "gamma": request.gammas, "rho": request.rhos}
@@ -155,6 +157,8 @@ def own(request: Request, preset: Preset, model: str, notes: list[str]) -> Own:
         templates = [dict(zip(named, values, strict=True)) for values in itertools.product(*named.values())]
     settings: list[Setting] = []
     light_head = config.blocks == "compact"
+    for beyond in (value for value in request.rhos if not config.rho_min <= value <= config.rho_max):
+        notes.append(f"{model} at ρ {beyond:g}: it has {config.rho_min:g} to {config.rho_max:g}; the nearest is taken")
     for template in templates:
         setting = {
             "steps": int(template.get("steps", config.steps)),
@@ -177,7 +181,7 @@ def own(request: Request, preset: Preset, model: str, notes: list[str]) -> Own:
         notes.append(f"{model} without effort: {error}")
         effort = 0
     rungs = tuple(lambdas) or checkpoint.ladder[:: preset.every]
-    return Own(model, root, request.device, request.precision, rungs, tuple(settings), effort)
+    return replace(named_one, rungs=rungs, settings=tuple(settings), effort=effort)
 
 
 def record(prepared: Prepared, command: str) -> dict[str, Any]:
