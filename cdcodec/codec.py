@@ -65,9 +65,10 @@ def decode(
 ) -> tuple[NDArray[np.uint8], dict[str, bytes]]:
     """The bytes of a .cdc file as the picture, uint8 (H, W, 3), and its chunks.
 
-    steps: denoising steps, 0 for the light head alone. gamma ≥ 0: noise the decoding starts from, 0 for none.
-    rho in [0, 0.9]: 0 for the smallest error, more for realism. None takes the checkpoint's default. The same seed
-    gives the same picture. Raises BitstreamError, WeightsError, SettingError.
+    steps: denoising steps, 0 for the light head alone. gamma, 0 to MAX_GAMMA: noise the decoding starts from. rho,
+    within the configuration's rho_min and rho_max: 0 for the smallest error, more for realism. None takes the
+    checkpoint's default. seed, 0 to 2^32 - 1: the same gives the same picture. max_pixels: larger pictures are refused
+    before anything is allocated. Raises BitstreamError, WeightsError, SettingError.
     """
     config = checkpoint.model.config
     steps, gamma, rho = (
@@ -87,7 +88,8 @@ def decode(
 def read_symbols(
     data: bytes, checkpoint: Checkpoint, max_pixels: int = MAX_PIXELS
 ) -> tuple[Header, dict[str, bytes], Symbols]:
-    """The entropy-coded part alone, with every check that the format offers. Raises BitstreamError, WeightsError."""
+    """Header, chunks and symbols of a file, with every check that the format offers. Raises BitstreamError,
+    WeightsError."""
     header, chunks, payload = container.unpack(data, max_pixels)
     checkpoint.check_file(header.checkpoint)
     checkpoint.check_lambda(header.lam)

@@ -21,36 +21,31 @@ class Symbols:
     y: int32 (C_y, H_y, W_y), s = round(y - μ), the quantised content latent less its mean, within ±SYMBOL_LIMIT.
     index: uint8 (C_y, H_y, W_y), which of the 256 scale tables codes each element of y.
     mean: int32 (C_y, H_y, W_y), μ in units of 1/2^f, f = `fraction_bits` of the integer hyper-synthesis.
-    stage: uint8 (C_y, H_y, W_y), in which stage each element of y is coded; None: all in one.
+    stage: uint8 (C_y, H_y, W_y), in which stage each element of y is coded.
     """
 
     z: NDArray[np.int32]
     y: NDArray[np.int32]
     index: NDArray[np.uint8]
     mean: NDArray[np.int32]
-    stage: NDArray[np.uint8] | None = None
+    stage: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
         if self.z.dtype != np.int32 or self.y.dtype != np.int32 or self.mean.dtype != np.int32:
             raise TypeError("z, y and mean must be int32")
-        if self.index.dtype != np.uint8 or (self.stage is not None and self.stage.dtype != np.uint8):
+        if self.index.dtype != np.uint8 or self.stage.dtype != np.uint8:
             raise TypeError("index and stage must be uint8")
-        if self.stage is not None and self.stage.shape != self.y.shape:
-            raise ValueError(f"the shapes of y and stage disagree: {self.y.shape}, {self.stage.shape}")
-        if not self.y.shape == self.index.shape == self.mean.shape or self.z.ndim != 3 or self.y.ndim != 3:
-            shapes = [array.shape for array in (self.z, self.y, self.index, self.mean)]
-            raise ValueError(f"the shapes of z, y, index and mean disagree: {shapes}")
+        shapes = [array.shape for array in (self.z, self.y, self.index, self.mean, self.stage)]
+        if len(set(shapes[1:])) > 1 or self.z.ndim != 3 or self.y.ndim != 3:
+            raise ValueError(f"the shapes of z, y, index, mean and stage disagree: {shapes}")
         for name, values in (("z", self.z), ("y", self.y)):
             if values.size and max(int(values.max()), -int(values.min())) > SYMBOL_LIMIT:
                 raise ValueError(f"a symbol of {name} lies outside ±{SYMBOL_LIMIT}")
 
     def stages(self) -> Iterator[NDArray[np.int64]]:
         """Flat positions of y stage by stage, in C order within each."""
-        if self.stage is None:
-            yield np.arange(self.y.size)
-        else:
-            for stage in range(int(self.stage.max(initial=0)) + 1):
-                yield np.flatnonzero(self.stage == stage)
+        for stage in range(int(self.stage.max(initial=0)) + 1):
+            yield np.flatnonzero(self.stage == stage)
 
     def latent(self, fraction_bits: int) -> NDArray[np.int32]:
         """ŷ = s + μ as int32 in units of 1/2^fraction_bits, shape (C_y, H_y, W_y)."""

@@ -88,7 +88,7 @@ def compare_latents(theirs: Any, ours: Checkpoint, prior: dict[str, Tensor], pix
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     quantised, _, parts = theirs.context_fn.encode(x)
     normal = parts["latent_distribution"]
-    y = nets.analysis(x, ours.model.condition(lam).condition, x.new_zeros(1), x.dtype)
+    y = nets.analysis(x, ours.model.networks.condition(lam).condition, x.new_zeros(1), x.dtype)
     z = nets.hyper_analysis(y)
     medians = prior["medians"][:, None, None]
     log_scale, mean = nets.hyper_synthesis((z - medians).round() + medians, y)
@@ -120,7 +120,7 @@ def compare_pictures(
     """From the same ŷ on; `low` is our model in bfloat16. Ours keep freed memory as they do in `cdcodec decode`."""
     preset, recorded = ours.config.preset, {}
     context = theirs.context_fn.decode(latent)
-    given = ours.model.condition(ours.ladder[0])
+    given = ours.model.networks.condition(ours.ladder[0])
     pyramid, _ = ours.model.networks.synthesis(latent, given.condition, torch.zeros(1), torch.float32)
     for i, (a, b) in enumerate(zip(pyramid, context, strict=True)):
         print(f"  context {i} {apart(a, b):.1e}")
@@ -149,7 +149,7 @@ def compare_pictures(
 
 def decoded(checkpoint: Checkpoint, latent: Tensor, noise: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     model = checkpoint.model
-    given = model.condition(checkpoint.ladder[0])
+    given = model.networks.condition(checkpoint.ladder[0])
     pyramid, base = model.networks.synthesis(latent, given.condition, torch.zeros(1), dtype)
     denoise = model.networks.denoiser(pyramid, base, given, rho=0.9, steps=steps, dtype=dtype)
     return ddim(denoise, 0.8 * noise, model.networks.alpha_bars(steps))

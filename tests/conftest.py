@@ -34,6 +34,9 @@ def write_tiny_weights(root: Path, architecture: ModelConfig = PRESETS["tiny-x"]
         networks.hyper_analysis.layers[-1].weight.mul_(80)
         for layer in networks.hyper_synthesis.layers:
             layer.weight.mul_(2)
+        for name, p in networks.named_parameters():  # else λ, ρ and σ reach no block
+            if not p.any() and ("modulation" in name or "embed_rho" in name):
+                p.normal_(0, 0.1)
     write_checkpoints(networks, rate, root / "compact-x", {"steps": "0"}, {lam: 1.0 for lam in config.ladder})
     return root
 

@@ -34,6 +34,7 @@ SYMBOLS = Symbols(
     y=np.array([[[0, 1, -2], [0, 0, 300]]], dtype=np.int32),
     index=np.array([[[0, 200, 200], [0, 0, 200]]], dtype=np.uint8),
     mean=np.array([[[128, -64, 0], [0, 0, 32]]], dtype=np.int32),
+    stage=np.zeros((1, 2, 3), dtype=np.uint8),
 )
 FRACTION_BITS = 8
 

@@ -53,7 +53,7 @@ def attempt(data: bytes) -> str:
         z = reader.read_z((2, -(-rows // 4), -(-columns // 4)))
         index = np.resize(SYMBOLS.index, (1, rows, columns))
         y = reader.read_y(index)
-        reader.finish(Symbols(z, y, index, np.zeros_like(y)))
+        reader.finish(Symbols(z, y, index, np.zeros_like(y), np.zeros_like(index)))
     except BitstreamError as error:
         return type(error).__name__
     return "read"

@@ -63,14 +63,12 @@ def program(arguments: list[str], ready: str, limit: int | None = None, heard: b
     limit: largest size in bytes that a file may grow to.
     """
     import resource
-    from functools import partial
-
     torch.set_num_threads(1)
     from cdcodec import batch, image, target  # noqa: F401
     from cdcodec.cli import main
     from cdcodec.lab import train
 
-    train.LOG_EVERY, train.train = SAVE_EVERY, partial(train.train, save_minutes=0)
+    train.LOG_EVERY, train.SAVE_SECONDS = SAVE_EVERY, 0.0
     image.readable_extensions()
     if limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

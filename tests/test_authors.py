@@ -5,6 +5,7 @@ The recorded tensors come from tests/compare_authors.py, which runs the authors'
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import shutil
@@ -83,7 +84,7 @@ def test_latents_and_their_parameters_are_theirs(root: Path, preset: str, record
     pixels = authors.picture(64, 64)
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     medians = weights.load_tensors(root, preset=preset, lam=model.config.ladder[0], rho=0.9)[0]["rate.medians"]
-    y = model.networks.analysis(x, model.condition(model.config.ladder[0]).condition, x.new_zeros(1), x.dtype)
+    y = model.networks.analysis(x, model.networks.condition(model.config.ladder[0]).condition, x.new_zeros(1), x.dtype)
     z = model.networks.hyper_analysis(y)
     z_hat = (z - medians[:, None, None]).round() + medians[:, None, None]
     log_scale, mean = model.networks.hyper_synthesis(z_hat, y)
@@ -97,7 +98,7 @@ def test_latents_and_their_parameters_are_theirs(root: Path, preset: str, record
 @torch.inference_mode()
 def test_context_network_and_sampling_are_theirs(root: Path, preset: str, recorded: dict[str, Tensor]) -> None:
     model = load(root, preset).model
-    given = model.condition(model.config.ladder[0])
+    given = model.networks.condition(model.config.ladder[0])
     pyramid, base = model.networks.synthesis(recorded["quantised"], given.condition, torch.zeros(1), torch.float32)
     assert base is None
     for i in (2, 3):
@@ -330,7 +331,8 @@ def test_fetching_through_a_stand_in_for_the_hub(tmp_path: Path, monkeypatch: py
 
 
 def test_the_released_size() -> None:
-    """53.9 million parameters, as the paper's comparisons count them, and the names that the seeded state has."""
+    """53.9 million parameters, as the paper's comparisons count them; ours has its own entropy model."""
+    assert sum(map(math.prod, authors.shapes("paper-x", 64).values())) == 53_885_379
     config = ModelConfig.from_json(authors.WIDE["paper-x"].to_json())
     networks = Networks(config)
     assert sum(p.numel() for n, p in networks.named_parameters() if not n.startswith("ladder")) > 53e6

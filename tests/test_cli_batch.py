@@ -173,7 +173,7 @@ def test_a_batch_keeps_its_order_and_few_pictures_in_memory(monkeypatch):
     monkeypatch.setattr(batch.Encode, "finish", slow_finish)
     lines = works("encode", "photos", "-o", "out", "--json").lines
     assert [line["input"] for line in lines] == [os.path.join("photos", f"{i:02d}.png") for i in range(12)]
-    assert max(most) <= 2 * batch.AHEAD + 4
+    assert max(most) <= 2 * batch.AHEAD + 3
     assert len(tree("out")) == 12
 
 

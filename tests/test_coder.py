@@ -50,7 +50,8 @@ def random_symbols(rng: np.random.Generator, channels: int) -> Symbols:
     shape = tuple(rng.integers(1, 6, 3))
     z = rng.integers(-spread, spread + 1, (channels, *rng.integers(1, 4, 2)), dtype=np.int32)
     y = rng.integers(-spread, spread + 1, shape, dtype=np.int32)
-    return Symbols(z, y, rng.integers(0, 256, shape, dtype=np.uint8), np.zeros(shape, dtype=np.int32))
+    index = rng.integers(0, 256, shape, dtype=np.uint8)
+    return Symbols(z, y, index, np.zeros_like(y), np.zeros_like(index))
 
 
 @settings(max_examples=50, deadline=None)
@@ -90,7 +91,7 @@ def test_extreme_symbols_escape_and_return(value):
 
 def test_symbols_of_almost_no_information_still_fill_a_word():
     zero = np.zeros((1, 1, 1), dtype=np.int32)
-    symbols = Symbols(zero, zero, zero.astype(np.uint8), zero)
+    symbols = Symbols(zero, zero, zero.astype(np.uint8), zero, zero.astype(np.uint8))
     tables = Tables(table_set([(0, [2**24 - 1, 1])]), TABLES.y)
     payload = write(symbols, tables)
     assert len(payload) == 4
@@ -106,7 +107,7 @@ def test_real_bits_are_within_a_thousandth_of_the_tables_ideal(low, high):
     index = rng.integers(low, high + 1, (32, 40, 40), dtype=np.uint8)
     y = np.rint(rng.standard_normal(index.shape) * SCALES[index]).astype(np.int32)
     z = rng.choice(x, (8, 10, 10), p=pmf / pmf.sum()).astype(np.int32)
-    symbols = Symbols(z, y, index, np.zeros_like(y))
+    symbols = Symbols(z, y, index, np.zeros_like(y), np.zeros_like(index))
     ideal = ideal_bits(z, np.arange(8)[:, None, None], tables.z) + ideal_bits(y, index, tables.y)
     payload = write(symbols, tables)
     assert ideal <= 8 * len(payload) <= 1.001 * ideal + 64

@@ -19,7 +19,7 @@ EVERYWHERE = {"config", "errors", "symbols"}
 ARROWS = {
     "__init__": {"bits.container", "codec", "image", "weights"},
     "__main__": {"cli"},
-    "cli": {"__init__", "batch", "codec", "device", "examine", "files", "image", "lab", "options", "target", "weights",
+    "cli": {"__init__", "batch", "device", "examine", "files", "image", "lab", "options", "target", "weights",
             "weights_commands"},
     "weights_commands": {"lab", "options", "weights"},
     "options": {"files"},
@@ -31,7 +31,7 @@ ARROWS = {
     "target": {"bits.container", "codec", "weights"},
     "pillow": {"__init__", "bits.container", "image", "metadata"},
     "ray": {"batch", "files", "image", "weights"},
-    "codec": {"bits", "image", "nets", "weights"},
+    "codec": {"bits", "image", "weights"},
     "image": {"metadata", "modes"},
     "metadata": set(),
     "modes": set(),
@@ -48,16 +48,15 @@ ARROWS = {
 """Which part of the package may import which other part, beside EVERYWHERE. "bits" allows all of "bits.*"."""
 
 OUTSIDE = {
-    "__init__": {"numpy", "PIL"},
+    "__init__": {"PIL"},
     "cli": {"click", "torch"},
     "options": {"click"},
     "weights_commands": {"click"},
-    "batch": {"numpy"},
     "target": {"numpy"},
     "examine": {"numpy"},
     "pillow": {"PIL"},
     "ray": {"ray"},
-    "codec": {"numpy", "torch"},
+    "codec": {"numpy"},
     "image": {"numpy", "PIL"},
     "metadata": {"PIL"},
     "modes": {"numpy", "PIL"},

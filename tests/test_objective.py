@@ -162,7 +162,7 @@ def test_lpips_is_asked_only_where_rho_wants_it(photographs: Path) -> None:
     some, _ = run.objective.perceived(x, x + 1, key, torch.tensor([0.0, 0.9, 0.0, 0.3]), {})
     assert torch.equal(some, torch.tensor([0.0, 1.0, 0.0, 1.0]))
     none, _ = run.objective.perceived(x, x + 1, key, torch.zeros(4), {})
-    assert none.count_nonzero() <= 1
+    assert not none.any()
 
 
 def test_a_run_with_a_critic_goes_on_exactly(photographs: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def coded(symbols: Symbols, tables: Tables) -> list[tuple[list[int], int]]:
     """(counts of the row, entry) for everything that is coded, by the words of section 7."""
     sequence: list[tuple[list[int], int]] = []
     z = [(tables.z, channel, int(value)) for (channel, _, _), value in np.ndenumerate(symbols.z)]
-    stage = np.zeros(symbols.y.shape) if symbols.stage is None else symbols.stage
+    stage = symbols.stage
     y = []
     for turn in range(int(stage.max()) + 1):
         positions = [where for where, _ in np.ndenumerate(symbols.y) if stage[where] == turn]
@@ -177,8 +177,8 @@ def test_runs_of_near_certain_symbols_are_coded_by_the_text_of_the_spec(value):
     rows = [[(0, [1, 1, 2**24 - 2])], [(0, [2**24 - 2, 1, 1])], [(0, [2**23, 2**23 - 1, 1])], [(0, [1, 2**24 - 2, 1])]]
     y = np.tile(np.array([[[1, 0, 1, 1, 0, 1, 1]]], dtype=np.int32), (1, 30, 1))
     tables = Tables(table_set(rows[value]), table_set(rows[value] * 256))
-    zero = np.zeros((1, 1, 1), dtype=np.int32)
-    assert_coder_follows_the_spec(Symbols(zero, y, np.zeros(y.shape, dtype=np.uint8), np.zeros_like(y)), tables)
+    zero, none = np.zeros((1, 1, 1), dtype=np.int32), np.zeros(y.shape, dtype=np.uint8)
+    assert_coder_follows_the_spec(Symbols(zero, y, none, np.zeros_like(y), none), tables)
 
 
 THIRDS = [5592405, 5592406, 5592404, 1]
@@ -205,8 +205,8 @@ def test_carries_through_many_words_are_coded_by_the_text_of_the_spec(ending, wo
     entries = around_the_middle(100) + ending
     y = np.array(entries, dtype=np.int32).reshape(1, 1, -1)
     tables = Tables(table_set([(0, [2**24 - 1, 1])]), table_set([(0, THIRDS)] * 256))
-    zero = np.zeros((1, 1, 1), dtype=np.int32)
-    symbols = Symbols(zero, y, np.zeros(y.shape, dtype=np.uint8), np.zeros_like(y))
+    zero, none = np.zeros((1, 1, 1), dtype=np.int32), np.zeros(y.shape, dtype=np.uint8)
+    symbols = Symbols(zero, y, none, np.zeros_like(y), none)
     assert_coder_follows_the_spec(symbols, tables)
     if words:
         assert list(struct.unpack_from("<4I", write(symbols, tables))) == words

@@ -20,12 +20,12 @@ def test_other_dtypes_are_refused(name):
 
 @pytest.mark.parametrize("name", ["y", "mean", "index"])
 def test_shapes_that_disagree_are_refused(name):
-    with pytest.raises(ValueError, match="mean disagree"):
+    with pytest.raises(ValueError, match="mean and stage disagree"):
         replace(SYMBOLS, **{name: getattr(SYMBOLS, name)[:, :1]})
 
 
 def test_z_must_have_three_dimensions():
-    with pytest.raises(ValueError, match="mean disagree"):
+    with pytest.raises(ValueError, match="mean and stage disagree"):
         replace(SYMBOLS, z=SYMBOLS.z[0])
 
 

@@ -248,10 +248,10 @@ def test_settings_that_do_not_exist_are_refused(tiny_weights: Path, wrong: dict[
 def test_interpolation_between_rungs(tiny: Checkpoint) -> None:
     ladder, module = tiny.ladder, tiny.model.networks.ladder
     for i in (0, 3, len(ladder) - 1):
-        at = tiny.model.condition(ladder[i])
+        at = tiny.model.networks.condition(ladder[i])
         assert torch.allclose(at.condition[0], module.condition[i], atol=1e-5)
         assert torch.allclose(at.gain.flatten(), module.log_gain[i].exp(), rtol=1e-4)
-    middle = tiny.model.condition((ladder[2] * ladder[3]) ** 0.5)
+    middle = tiny.model.networks.condition((ladder[2] * ladder[3]) ** 0.5)
     assert torch.allclose(middle.condition[0], (module.condition[2] + module.condition[3]) / 2, atol=1e-5)
     assert torch.allclose(middle.gain.flatten(), ((module.log_gain[2] + module.log_gain[3]) / 2).exp(), rtol=1e-4)
 

@@ -183,9 +183,7 @@ class Objective(nn.Module):
 
         def predict(x_t: Tensor, alpha: Tensor, part: slice) -> Tensor:
             parts = [[c[part] for c in level] for level in contributions]
-            return self.networks.predict(
-                x_t, alpha, base[part], variance[part], condition[part], rho[part], parts, self.dtype
-            )
+            return self.networks.predict(x_t, alpha, base[part], variance[part], condition[part], rho[part], parts)
 
         last = slice(own, batch)
         with torch.no_grad():
@@ -215,7 +213,7 @@ class Objective(nn.Module):
         x_t = a.sqrt() * x + (1 - a).sqrt() * eps
         base, variance, condition, rho, pyramid = given
         contributions = self.networks.unet.contributions(pyramid, base)
-        x_0 = self.networks.predict(x_t, alpha_bar, base, variance, condition, rho, contributions, self.dtype)
+        x_0 = self.networks.predict(x_t, alpha_bar, base, variance, condition, rho, contributions)
         loss = (from_x(x_0, "eps", x_t, a) - eps).square().mean()
         return loss, {"loss": loss.detach(), "x_mse": (x_0.detach() - x).square().mean()}
 

@@ -29,6 +29,8 @@ from cdcodec.lab.world import World
 
 LOG_EVERY, LOOK_SECONDS = 50, 60.0
 """Steps from one line of the log to the next, and on a CPU seconds at most."""
+SAVE_SECONDS, VALIDATE_SECONDS = 300.0, 900.0
+"""From one saved state, and from one validation, to the next, at least."""
 
 
 def train(
@@ -44,8 +46,6 @@ def train(
     graph: bool = True,
     metric_weights: Path | None = None,
     minutes: float | None = None,
-    save_minutes: float = 5.0,
-    validate_minutes: float = 15.0,
     quiet: bool = False,
 ) -> None:
     """Trains in the folder `run`, going on there if it holds a state, until the recipe's last step or `minutes`.
@@ -88,9 +88,7 @@ def train(
         log.note(f"{photographs}, {photographs.skipped} left out; {place}, {dtype}, {world.size} process(es)")
         if state is not None and state["data"] != str(photographs):
             log.note(f"the run had {state['data']} before: its next steps are others than they would have been")
-    _loop(
-        trainer, log, check, run, minutes=minutes, save_minutes=save_minutes, validate_minutes=validate_minutes
-    )
+    _loop(trainer, log, check, run, minutes)
     if world.size > 1:
         dist.destroy_process_group()
 
@@ -100,10 +98,7 @@ def _loop(
     log: RunLog | None,
     check: Validation | None,
     run: Path,
-    *,
     minutes: float | None,
-    save_minutes: float,
-    validate_minutes: float,
 ) -> None:
     began = saved = validated = looked = time.monotonic()
     alone = trainer.world.size == 1 and trainer.device.type == "cpu"  # to look at the clock costs nothing
@@ -130,10 +125,10 @@ def _loop(
                         log.step(trainer.step_count, phase, {name: mean.item() for name, mean in means.items()})
                     seen = {}
                     now = looked = time.monotonic()
-                    if now - saved > 60 * save_minutes:
+                    if now - saved > SAVE_SECONDS:
                         save()
                         saved = time.monotonic()
-                    if check is not None and log is not None and now - validated > 60 * validate_minutes:
+                    if check is not None and log is not None and now - validated > VALIDATE_SECONDS:
                         log.validation(trainer.step_count, check(trainer.averaged(), run, trainer.step_count))
                         validated = time.monotonic()
                     spent = torch.tensor((now - began) / 60, device=trainer.device)

@@ -72,35 +72,27 @@ class Validation:
         self, networks: Networks, rate: RateModel, x: Tensor, lam: float
     ) -> tuple[dict[str, float], list[Tensor]]:
         device = x.device
-        weights = networks.ladder.weights(torch.tensor([lam], device=device))
-        condition, variance = weights @ networks.ladder.condition, (weights @ networks.ladder.log_variance).exp()
-        gain = (weights @ networks.ladder.log_gain).exp()[:, :, None, None]
-        inverse = (weights @ networks.ladder.log_inverse_gain).exp()[:, :, None, None]
+        given = networks.condition(lam)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
 
-        def coded(rho: float) -> tuple[float, Tensor, list[Tensor], Tensor]:
+        def coded(rho: float) -> tuple[float, list[Tensor], Tensor]:
             r = torch.tensor([rho], device=device)
-            y = networks.analysis(x, condition, r, self.dtype) * gain
+            y = networks.analysis(x, given.condition, r, self.dtype) * given.gain
             z = quantise(networks.hyper_analysis(y))
             log_scale, mean = networks.hyper_synthesis(z, y)
             latent = quantise(y, mean)
             bits = rate.bits_z(z) + rate.bits_y(latent, log_scale, mean)
-            pyramid, base = networks.synthesis(latent * inverse, condition, r, self.dtype)
-            return bits.item() / (x.shape[2] * x.shape[3]), r, pyramid, base
+            pyramid, base = networks.synthesis(latent * given.inverse_gain, given.condition, r, self.dtype)
+            return bits.item() / (x.shape[2] * x.shape[3]), pyramid, base
 
         rho = networks.config.rho_max
         made = {r: coded(r) for r in (0.0, rho)}
 
         def decode(steps: int, gamma: float, rho: float) -> Tensor:
-            _, r, pyramid, base = made[rho]
+            _, pyramid, base = made[rho]
             if steps == 0:
                 return base.clamp(-1, 1)
-            contributions = networks.unet.contributions(pyramid, base)
-
-            def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
-                a = torch.tensor([alpha_bar], device=device)
-                return networks.predict(x_t, a, base, variance, condition, r, contributions, self.dtype)
-
+            denoise = networks.denoiser(pyramid, base, given, rho=rho, steps=steps, dtype=self.dtype)
             return ddim(denoise, gamma * noise, networks.alpha_bars(steps)).clamp(-1, 1)
 
         one, sharp, textured = decode(1, 0.0, 0.0), decode(1, 0.0, rho), decode(STEPS, 0.8, rho)

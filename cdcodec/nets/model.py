@@ -43,7 +43,7 @@ class Model:
         *,
         tile: int | str = "auto",
         compile: bool = False,
-        judge: Callable[[], Mapping[str, Tensor]] | None = None,
+        judge: Callable[[], Mapping[str, Tensor]] = dict,
     ) -> None:
         self.config, self._judge = networks.config, judge
         self.tile, self.reach = check(tile), Reach.of(networks.config)
@@ -59,24 +59,12 @@ class Model:
                 raise SettingError("to compile the denoiser takes a C++ compiler, and there is none")
             self.networks.unet.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
-    def condition(self, lam: float) -> Conditioning:
-        """The conditioning of λ, interpolated between the ladder's rungs."""
-        ladder = self.networks.ladder
-        rows = ladder.weights(torch.tensor([lam], dtype=torch.float32, device=self.device))
-        wide = (slice(None), slice(None), None, None)
-        return Conditioning(
-            rows @ ladder.condition,
-            (rows @ ladder.log_gain).exp()[wide],
-            (rows @ ladder.log_inverse_gain).exp()[wide],
-            (rows @ ladder.log_variance).exp(),
-        )
-
     @cached_property
     @torch.inference_mode(False)
-    def judge(self) -> Judge | None:
+    def judge(self) -> Judge:
         """Raises WeightsError where its weights are missing."""
         try:
-            return None if self._judge is None else Judge(self._judge(), self.device, self.dtype)
+            return Judge(self._judge(), self.device, self.dtype)
         except (WeightsError, ValueError) as error:
             raise WeightsError(f"{error}; encode with --effort 0 or --rho 0, or see cdcodec.lab.judge") from None
 
@@ -98,7 +86,7 @@ class Model:
         rho = self.config.rho if rho is None else rho
         if effort:
             self.check_effort(rho)
-        given, realism = self.condition(lam), torch.tensor([rho], device=self.device)
+        given, realism = self.networks.condition(lam), torch.tensor([rho], device=self.device)
         picture = torch.from_numpy(np.require(pixels, requirements=("C", "W")))[None].permute(0, 3, 1, 2)
         tiling = Tiling.of((pixels.shape[0], pixels.shape[1]), self.config, self.tile)
 
@@ -113,13 +101,11 @@ class Model:
             y = self._refined(y, z, picture, lam, effort, rho)
         return self._coded(y, z)
 
-    def _coded(self, y: Tensor, z: NDArray[np.int32], note: Callable[..., None] | None = None) -> Symbols:
-        """The Symbols of y (1, C_y, h, w) given z. note: is told flat positions, scale index and mean of each stage."""
+    def _coded(self, y: Tensor, z: NDArray[np.int32]) -> Symbols:
+        """The Symbols of y (1, C_y, h, w) given z."""
         flat = y[0].cpu().numpy().reshape(-1)
 
         def code(places: NDArray[np.int64], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> NDArray[np.int32]:
-            if note is not None:
-                note(places, index, mean)
             return _integers(flat[places] - mean / 2.0**self.config.fraction_bits)
 
         return self.integer(z, (y.shape[2], y.shape[3]), code)
@@ -130,16 +116,11 @@ class Model:
         self, y: Tensor, z: NDArray[np.int32], picture: Tensor, lam: float, effort: int, rho: float
     ) -> Tensor:
         """y after `effort` steps of refinement."""
-        given, realism = self.condition(lam), torch.tensor([rho], device=self.device)
+        given, realism = self.networks.condition(lam), torch.tensor([rho], device=self.device)
 
         def coded(y: Tensor) -> tuple[Tensor, Tensor]:
-            means, indices = np.empty(y.numel(), np.int32), np.empty(y.numel(), np.uint8)
-
-            def note(places: NDArray[np.int64], index: NDArray[np.uint8], mean: NDArray[np.int32]) -> None:
-                means[places], indices[places] = mean, index
-
-            self._coded(y, z, note)
-            mean, index = (torch.from_numpy(v).to(self.device).float().view(y.shape) for v in (means, indices))
+            symbols = self._coded(y, z)
+            mean, index = (torch.from_numpy(v).to(self.device).float()[None] for v in (symbols.mean, symbols.index))
             return mean / 2.0**self.config.fraction_bits, index
 
         def decoded(latent: Tensor) -> Tensor:
@@ -147,7 +128,7 @@ class Model:
             return base
 
         refiner = Refiner(self.config, coded, decoded, self.judge if rho > 0 else None, lam, rho)
-        return refiner(y.clone(), picture.to(self.device).float() / 127.5 - 1, effort)
+        return refiner(y, picture.to(self.device).float() / 127.5 - 1, effort)
 
     @torch.inference_mode()
     def synthesise(
@@ -164,7 +145,7 @@ class Model:
 
         Raises SettingError for 0 steps of a model without that head.
         """
-        given = self.condition(lam)
+        given = self.networks.condition(lam)
         y = torch.from_numpy(latent).to(self.device)[None].float() / 2.0**self.config.fraction_bits
         y = (y * given.inverse_gain).contiguous(memory_format=torch.channels_last)
         tiling = Tiling.of((self.config.stride * y.shape[2], self.config.stride * y.shape[3]), self.config, self.tile)

@@ -45,13 +45,25 @@ class Networks(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        theirs = {"compact": False, "paper": True}[config.blocks]
+        theirs = config.blocks == "paper"
         self.ladder = Ladder(config)
         self.analysis = paper.Analysis(config) if theirs else analysis.Analysis(config)
         self.hyper_analysis = paper.HyperAnalysis(config) if theirs else hyperprior.HyperAnalysis(config)
         self.hyper_synthesis = HyperSynthesis(config)
         self.synthesis = paper.Synthesis(config) if theirs else analysis.Synthesis(config)
         self.unet = paper.UNet(config) if theirs else unet.UNet(config)
+
+    def condition(self, lam: float) -> Conditioning:
+        """The conditioning of λ, interpolated between the ladder's rungs."""
+        ladder = self.ladder
+        rows = ladder.weights(torch.tensor([lam], dtype=torch.float32, device=ladder.log_lambda.device))
+        wide = (slice(None), slice(None), None, None)
+        return Conditioning(
+            rows @ ladder.condition,
+            (rows @ ladder.log_gain).exp()[wide],
+            (rows @ ladder.log_inverse_gain).exp()[wide],
+            (rows @ ladder.log_variance).exp(),
+        )
 
     def predict(  # noqa: PLR0917
         self,
@@ -62,7 +74,6 @@ class Networks(nn.Module):
         condition: Tensor,
         rho: Tensor,
         contributions: list[list[Tensor]],
-        dtype: torch.dtype,
         *,
         blank: bool = False,
     ) -> Tensor:
@@ -106,9 +117,7 @@ class Networks(nn.Module):
         def denoise(x_t: Tensor, alpha_bar: float) -> Tensor:
             level, realism = (torch.tensor([v], dtype=torch.float32, device=x_t.device) for v in (alpha_bar, rho))
             blank = alpha_bar == 0 and not x_t.any()
-            return self.predict(
-                x_t, level, base, given.variance, given.condition, realism, contributions, dtype, blank=blank
-            )
+            return self.predict(x_t, level, base, given.variance, given.condition, realism, contributions, blank=blank)
 
         return denoise
 
