@@ -39,7 +39,7 @@ LADDER_TENSORS = ("condition", "log_gain", "log_inverse_gain", "log_variance")
 class CheckpointInfo:
     """One λ of one preset as it lies on disk.
 
-    rho: the ρ it serves, as "0.9" or "0…0.9". bytes: without its base. bpp: typical, None if unknown. whole: without base.
+    rho: the ρ it serves, as "0.9" or "0…0.9". bytes: without its base. bpp: typical, or None. whole: has no base.
     """
 
     preset: str
