@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdcodec import errors
-from cdcodec.bits.container import MAX_PIXELS
-from cdcodec.config import DEFAULT_LAMBDA
+from cdcodec.config import DEFAULT_LAMBDA, MAX_PIXELS
 
 if TYPE_CHECKING:
     import numpy as np

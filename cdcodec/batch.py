@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from cdcodec import files
 from cdcodec import image as pictures
 from cdcodec.bits import container
+from cdcodec.config import MAX_PIXELS
 from cdcodec.console import Console, Done, Options, Tell
 from cdcodec.errors import WeightsError
 from cdcodec.files import Job
@@ -57,7 +58,7 @@ class Encode:
     """
 
     load: Callable[[], tuple[Checkpoint, float]]
-    max_pixels: int = pictures.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
     strip: bool = False
     target: Target | None = None
     typical: Mapping[float, float] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class Decode:
     settings: Mapping[str, Any]
     format: str | None = None
     original_depth: bool = False
-    max_pixels: int = pictures.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
     verb: ClassVar[str] = "decoded"
     one_model: ClassVar[bool] = False
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 import click
 
 from cdcodec import __version__, files
-from cdcodec.config import DEFAULT_LAMBDA
+from cdcodec.config import DEFAULT_LAMBDA, MAX_PIXELS
 from cdcodec.device import keep_freed_memory
-from cdcodec.errors import CdcodecError, TargetError, TrainingError, WeightsError
+from cdcodec.errors import TargetError, TrainingError, WeightsError
 from cdcodec.lab.commands import compare_command, eval_command
 from cdcodec.options import (
     FOLDER,
@@ -24,6 +22,7 @@ from cdcodec.options import (
     batch_options,
     compile_option,
     device_options,
+    extra,
     finite,
     inputs_and_output,
     painting_options,
@@ -85,18 +84,16 @@ def encode(
     @cache
     def choose() -> tuple[Any, float]:
         # Only of imported checkpoints one λ is one model; of a ladder this chooses nothing.
-        exact = None if name == "quality" or name.startswith("target") else DEFAULT_LAMBDA if value is None else value
-        model = load(preset=preset, lam=exact, rho=options["rho"])
-        if name.startswith("target"):
-            return model, DEFAULT_LAMBDA
-        chosen = _rung(model.ladder, value) if exact is None else exact
+        model = load(preset=preset, lam=value if name == "lam" else None, rho=options["rho"])
+        if wish:
+            return model, DEFAULT_LAMBDA  # which the search does not look at
+        chosen = _rung(model.ladder, value) if name == "quality" else value
         model.check_lambda(chosen)
         return model, chosen
 
     settings = {name: options[name] for name in ("steps", "gamma", "rho")}
-    task = batch.Encode(choose, max_pixels, strip, settings=settings, effort=effort)
-    if name.startswith("target"):
-        task = replace(task, **_search(name.removeprefix("target_"), value, preset, options))
+    wish = _search(name.removeprefix("target_"), value, preset, options) if name.startswith("target") else {}
+    task = batch.Encode(choose, max_pixels, strip, settings=settings, effort=effort, **wish)
     return batch.run(jobs, task, _batch_options(options, debug))
 
 
@@ -160,7 +157,7 @@ def info(paths: tuple[str, ...], as_json: bool) -> int:
 
 @main.command()
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str, allow_dash=True))
-@click.option("--max-pixels", metavar="N", type=click.IntRange(min=1), default=2**28, show_default=True,
+@click.option("--max-pixels", metavar="N", type=click.IntRange(min=1), default=MAX_PIXELS, show_default=True,
               help="Refuse larger pictures.")
 @click.option("-q", "--quiet", is_flag=True, help="Name damaged files only.")
 @weights_option
@@ -202,7 +199,7 @@ def train(*, images: Path, run: Path, recipe: str | None, scale: float | None, b
         raise click.UsageError(
             "--resume goes by the run's own recipe and weights; leave out --recipe, --start, --scale and --batch"
         )
-    with _extra_train():
+    with extra("train"):
         from cdcodec import weights as store
         from cdcodec.lab import critic, state
         from cdcodec.lab import recipe as recipes
@@ -229,7 +226,7 @@ def train(*, images: Path, run: Path, recipe: str | None, scale: float | None, b
 @click.option("--force", is_flag=True, help="Replace checkpoints of this preset that are there.")
 def export(run: Path, out: Path, photographs: Path | None, force: bool) -> None:
     """Make checkpoints below the folder OUT from the training run in the folder RUN."""
-    with _extra_train():
+    with extra("train"):
         from cdcodec.lab.export import export_run
 
         for path in export_run(run, out, photographs, force=force):
@@ -269,7 +266,7 @@ def _search(kind: str, value: float, preset: str, options: dict[str, Any]) -> di
 
 def _lpips(folder: Path | None, device: str) -> Callable[[Any, Any], float]:
     """measure(original, decoded) by AlexNet. Raises WeightsError, CdcodecError where something for it is missing."""
-    with _extra_train():
+    with extra("train"):
         from cdcodec.device import pick_device
         from cdcodec.lab import metrics
 
@@ -333,13 +330,3 @@ def _rung(ladder: tuple[float, ...], quality: int) -> float:
     if quality <= 8 - len(ladder):
         raise WeightsError(f"these weights have {len(ladder)} qualities, {9 - len(ladder)} to 8")
     return sorted(ladder)[8 - quality]
-
-
-@contextmanager
-def _extra_train() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in {"compressai", "lpips", "torchvision", "matplotlib"}:
-            raise
-        raise CdcodecError(f"{error.name} is not installed: pip install 'cdcodec[train]'") from error

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdcodec.bits import coder, container
-from cdcodec.bits.container import MAX_PIXELS, Header
-from cdcodec.config import MAX_GAMMA
+from cdcodec.bits.container import Header
+from cdcodec.config import MAX_GAMMA, MAX_PIXELS
 from cdcodec.errors import ImageError, SettingError, SymbolMismatchError
 from cdcodec.image import pad
 from cdcodec.symbols import Symbols

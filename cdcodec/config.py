@@ -14,6 +14,8 @@ LADDER = (0.0024, 0.0032, 0.0048, 0.0064, 0.0128, 0.0256, 0.0512, 0.0768)
 
 DEFAULT_LAMBDA = 0.0128
 
+MAX_PIXELS, MAX_SIDE = 2**28, 2**16
+"""Of a picture: pixels, which a caller may raise, and pixels a side."""
 MAX_GAMMA = 1000.0
 """Most noise that decoding starts from; already at 10 nothing is left of the picture."""
 

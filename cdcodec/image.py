@@ -26,10 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cdcodec import metadata, modes
+from cdcodec.config import MAX_PIXELS, MAX_SIDE
 from cdcodec.errors import CdcodecError, CorruptError, ImageError
-
-MAX_PIXELS = 2**28
-MAX_SIDE = 2**16
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},

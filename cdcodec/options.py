@@ -7,14 +7,23 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from cdcodec import files
-from cdcodec.config import DEFAULT_LAMBDA, MAX_GAMMA, SMALLEST_TILE
+from cdcodec.config import DEFAULT_LAMBDA, MAX_GAMMA, MAX_PIXELS, SMALLEST_TILE
+from cdcodec.errors import CdcodecError
+
+EXTRAS = {
+    "train": {"compressai", "lpips", "matplotlib", "torchvision"},
+    "eval": {"bjontegaard", "DISTS_pytorch", "lpips", "matplotlib", "pytorch_msssim", "scipy", "torch_fidelity",
+             "torchvision"},
+}  # fmt: skip
+"""What the extras of pyproject.toml bring that a command may lack."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -87,13 +96,24 @@ def parse_tile(ctx: click.Context, parameter: click.Parameter, text: str) -> int
 def rate_wished(options: dict[str, Any]) -> tuple[str, Any]:
     """The one of --lambda, --quality and the targets that was given, and its value, taken out of `options`.
 
-    ("lam", None) when none was. Raises UsageError for several.
+    ("lam", DEFAULT_LAMBDA) when none was. Raises UsageError for several.
     """
     names = {"lam": "--lambda", "quality": "--quality"} | {f"target_{kind}": f"--target-{kind}" for kind in TARGETS}
     given = {name: value for name in names if (value := options.pop(name)) is not None}
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(names[name] for name in given)} exclude each other")
-    return next(iter(given.items()), ("lam", None))
+    return next(iter(given.items()), ("lam", DEFAULT_LAMBDA))
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Says which extra to install where one of its packages is missing. Raises CdcodecError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRAS[name]:
+            raise
+        raise CdcodecError(f"{error.name} is not installed: pip install 'cdcodec[{name}]'") from error
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -234,7 +254,7 @@ batch_options = together(
         "--max-pixels",
         metavar="N",
         type=click.IntRange(min=1),
-        default=2**28,
+        default=MAX_PIXELS,
         show_default=True,
         help="Refuse larger pictures.",
     ),

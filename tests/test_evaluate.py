@@ -22,7 +22,7 @@ from skimage import data
 import cdcodec
 from cdcodec import codec, weights
 from cdcodec.errors import CdcodecError, WeightsError
-from cdcodec.lab import evaluate, fid, metrics, plan, results, summary
+from cdcodec.lab import commands, evaluate, fid, metrics, plan, results, summary
 from cdcodec.lab.codecs import PEERS
 from cdcodec.lab.commands import compare_command, eval_command
 from cdcodec.lab.metrics import psnr
@@ -216,6 +216,10 @@ def test_missing_peers_and_networks_are_notes(request_for):
     assert prepared.missing[1].startswith("lpips-alex: alexnet_features.safetensors is missing: put it")
     assert prepared.missing[2].startswith("fid: weights-inception")
     assert prepared.plan.judging.measures == ("psnr",)
+
+
+def test_the_words_of_eval_are_those_it_knows():
+    assert (commands.PEERS, commands.MEASURES) == (tuple(PEERS), tuple(metrics.MEASURES))
 
 
 def test_peers_alone(request_for):

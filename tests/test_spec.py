@@ -26,11 +26,14 @@ from example import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdcodec import config
 from cdcodec.bits import container, deflate
 from cdcodec.bits.coder import Tables, write
 from cdcodec.bits.container import pack, unpack
 from cdcodec.bits.tables import SCALES, TOTAL_BITS, quantise_pmf
-from cdcodec.nets.hyperprior import PHASES
+from cdcodec.config import HEAVY_TAILS
+from cdcodec.nets.hyperprior import PHASES, TOLD_LIMIT
+from cdcodec.nets.integer import ACTIVATION_LIMIT
 from cdcodec.symbols import SYMBOL_LIMIT, Symbols
 
 SPEC = (Path(__file__).parents[1] / "SPEC.md").read_text(encoding="utf-8")
@@ -68,13 +71,17 @@ def test_the_chunk_table_is_the_code():
     ("section", "text", "value"),
     [
         (2, "`CD 43 44 43`", container.MAGIC == b"\xcd\x43\x44\x43"),
-        (2, "1…65536", container.MAX_SIDE == 65536),
+        (2, "1…65536", config.MAX_SIDE == 65536),
         (3, "at most 2^24 bytes", deflate.MAX_CONTENT == 2**24),
         (3, "the 3144 bytes", len(deflate.DICTIONARY) == 3144),
         (4, "within ±32767", SYMBOL_LIMIT == 32767),
         (5, "units of 2^−24", TOTAL_BITS == 24),
         (5, "σ = 0.1 · 2560^(k/255)", np.allclose(SCALES, 0.1 * 2560 ** (np.arange(256) / 255), rtol=1e-12)),
-        (10, "at most 2^28", container.MAX_PIXELS == 2**28),
+        (5, "max(0.1, 0.72 σ) and 1.46 σ", HEAVY_TAILS["density_scales"] == (0.72, 1.46)),
+        (5, "of weights 0.72\nand 0.28", HEAVY_TAILS["density_weights"] == (0.72, 0.28)),
+        (6, "Saturation is at ±(2^24 − 1), of μ·2^f at ±32767·2^f", ACTIVATION_LIMIT == 2**24 - 1),
+        (6, "both clamped to ±7", TOLD_LIMIT == 7),
+        (10, "at most 2^28", config.MAX_PIXELS == 2**28),
     ],
 )
 def test_numbers_in_the_text_are_those_of_the_code(section, text, value):

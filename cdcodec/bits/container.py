@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cdcodec.bits.deflate import deflate, inflate
+from cdcodec.config import MAX_PIXELS, MAX_SIDE
 from cdcodec.errors import CorruptError, ImageError, NotCDCError, TruncatedError, UnsupportedVersionError
 
 MAGIC = b"\xcdCDC"
@@ -25,8 +26,6 @@ CHUNKS = ("icc", "exif", "xmp", "alpha", "origin")
 DEFLATED, DEFLATED_BIT = CHUNKS[:3], 8
 """Those that are deflated where that is shorter (deflate.py); bit 8 + i of the flags says that CHUNKS[i] is."""
 
-MAX_SIDE = 1 << 16
-MAX_PIXELS = 1 << 28
 MAX_CHUNK = (1 << 32) - 1
 
 _LENGTH = struct.Struct("<I")

@@ -7,18 +7,15 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cdcodec.errors import CdcodecError
-from cdcodec.options import FOLDER, device_options, weights_option
+from cdcodec.options import FOLDER, device_options, extra, together, weights_option
 
-EXTRA = ("bjontegaard", "DISTS_pytorch", "lpips", "matplotlib", "pytorch_msssim", "scipy", "torch_fidelity",
-         "torchvision")  # fmt: skip
 REPORTS = ("bjontegaard", "matplotlib", "scipy")
 PEERS = ("jpeg", "webp", "avif", "jxl", "heic", "heic-psnr")
 MEASURES = ("psnr", "ms-ssim", "lpips-alex", "lpips-squeeze", "lpips-vgg", "dists", "fid", "kid")
@@ -55,7 +52,7 @@ def words(known: tuple[str, ...], *, none: bool = True) -> Callable[..., Any]:
     return parse
 
 
-metrics_options = (
+metrics_options = together(
     click.option("--metrics", "measures", metavar="LIST", callback=words(MEASURES, none=False),
                  help=f"Some of {', '.join(MEASURES)}; or all."),
     click.option("--metric-weights", metavar="DIR", type=FOLDER,
@@ -82,8 +79,7 @@ metrics_options = (
 @click.option("--peers", metavar="LIST", callback=words(PEERS), help=f"Some of {', '.join(PEERS)}; all; or none.")
 @click.option("--peer", "programs", metavar="TEMPLATE", multiple=True,
               help="An external codec: 'name@22,27,32=enc {in} {out} {q} ; dec {out} {rec}' (pictures as PNG).")
-@metrics_options[0]
-@metrics_options[1]
+@metrics_options
 @click.option("--anchor", metavar="NAME", help="Codec of the Bjøntegaard deltas. [default: avif]")
 @click.option("--rates", metavar="LIST", callback=numbers(float, 0.001),
               help="bpp of the tables. [default: 0.12,0.15,0.2,0.3,0.4,0.5,0.6]")
@@ -110,7 +106,7 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
     summary.csv, equal-bpp.csv, bd.csv, plots/
     index.html     everything on one page, with the pictures to compare
     """
-    with _extra():
+    with extra("eval"):
         for package in REPORTS:  # they come last; that one is missing is said at the beginning
             importlib.import_module(package)
         from cdcodec.lab import evaluate, plan, report, results
@@ -149,8 +145,7 @@ def eval_command(*, anchor: str | None, rates: tuple[float, ...], shown: int, re
 @click.command("compare")
 @click.argument("a", metavar="ORIGINAL", type=click.Path(path_type=Path, exists=True))
 @click.argument("b", metavar="OTHER", type=click.Path(path_type=Path, exists=True))
-@metrics_options[0]
-@metrics_options[1]
+@metrics_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON line per picture.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                  help="Where the networks run.")
@@ -161,11 +156,12 @@ def compare_command(
 
     Pictures of two folders are matched by their names without extension.
     """
-    with _extra():
+    with extra("eval"):
         from cdcodec.device import pick_device
         from cdcodec.lab import compare, metrics, summary
 
-        names, reasons = metrics.usable(measures or MEASURES[:-2], metric_weights)
+        single = [name for name in MEASURES if name not in metrics.OF_SETS]
+        names, reasons = metrics.usable(measures or single, metric_weights)
         for line in metrics.grouped(reasons):
             click.echo(f"cdcodec: note: {line}", err=True)
         if not names:
@@ -194,13 +190,3 @@ def compare_command(
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in EXTRA:
-            raise
-        raise CdcodecError(f"{error.name} is not installed; this command needs: pip install 'cdcodec[eval]'") from error
