@@ -36,7 +36,7 @@ docs: setup ## docs/api.md is made from the docstrings; README, help texts and S
 	$(BIN)/python docs/make.py --check
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_spec.py
 
-check: lint types test docs ## all of it, under ten minutes
+check: lint types test ## all of it, docs among the tests, under ten minutes
 
 vectors: setup ## the golden files in tests/vectors/golden, after the weights have changed
 	$(BIN)/python tests/golden.py
