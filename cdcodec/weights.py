@@ -282,15 +282,15 @@ def assemble(
         if len(z) != config.hyper:
             raise ValueError(f"z needs {config.hyper} tables, not {len(z)}")
         own = {name: value for name, value in floats.items() if not name.startswith("rate.")}
-        with torch.device("meta"):  # networks larger than the file are not built
-            known = Networks(config).state_dict()
+        with torch.device("meta"):  # nothing is drawn to be replaced, nor more allocated than the file holds
+            networks = Networks(config)
+        known = networks.state_dict()
         differing = sorted(own.keys() ^ known.keys())
         if differing:
             raise ValueError(f"{differing[0]} is {'not known' if differing[0] in own else 'missing'}")
         for name, value in own.items():
             if not value.is_floating_point() or value.shape != known[name].shape:
                 raise ValueError(f"{name} holds {value.dtype} of {tuple(value.shape)}")
-        networks = Networks(config)
         networks.load_state_dict(own, assign=True)  # no copy
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"the checkpoint of {config.preset} is damaged: {error}") from None

@@ -35,7 +35,8 @@ class Ladder(nn.Module):
         if config.blocks == "compact":
             # The best step of a quantiser grows with √λ_eff, at first λ_eff = a·λ^1.3, and is the same for all
             # coefficients of an orthonormal transform.
-            log_gain += -0.3 - 0.65 * (log_lambda - middle)[:, None] + BlockTransform(config).spread.log()[:, 0, 0]
+            spread = BlockTransform(config).spread.log()[:, 0, 0].to(log_gain)
+            log_gain += -0.3 - 0.65 * (log_lambda - middle)[:, None] + spread
         self.log_gain = nn.Parameter(log_gain)
         self.log_inverse_gain = nn.Parameter(-log_gain)
         self.log_variance = nn.Parameter(torch.full((len(log_lambda),), math.log(0.01)))

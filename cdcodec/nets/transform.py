@@ -33,17 +33,18 @@ class BlockTransform(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.side = n = config.stride
-        k = torch.arange(n, dtype=torch.float64)
-        cosines = (math.pi * (2 * k + 1) * k[:, None] / (2 * n)).cos() * math.sqrt(2 / n)
-        cosines[0] /= math.sqrt(2)
-        colours = F.normalize(torch.tensor(OPPONENT, dtype=torch.float64), dim=1)
-        basis = torch.einsum("cd,ui,vj->cuvdij", colours, cosines, cosines).reshape(3 * n * n, 3 * n * n)
-        radius = torch.hypot(k[:, None], k)
-        weights = torch.tensor(CHANNEL_SPREAD, dtype=torch.float64)[:, None, None]
-        spread = (SPREAD * weights / (CORNER + radius) ** FALL).reshape(-1)
-        order = spread.argsort(descending=True, stable=True)[: config.latent]
-        basis, spread = basis[order], spread[order, None]
-        kernels = {"forward_kernel": basis / spread, "inverse_kernel": (basis * spread).T}
+        with torch.device("cpu"):  # known, not loaded: also where the rest is built without memory
+            k = torch.arange(n, dtype=torch.float64)
+            cosines = (math.pi * (2 * k + 1) * k[:, None] / (2 * n)).cos() * math.sqrt(2 / n)
+            cosines[0] /= math.sqrt(2)
+            colours = F.normalize(torch.tensor(OPPONENT, dtype=torch.float64), dim=1)
+            basis = torch.einsum("cd,ui,vj->cuvdij", colours, cosines, cosines).reshape(3 * n * n, 3 * n * n)
+            radius = torch.hypot(k[:, None], k)
+            weights = torch.tensor(CHANNEL_SPREAD, dtype=torch.float64)[:, None, None]
+            spread = (SPREAD * weights / (CORNER + radius) ** FALL).reshape(-1)
+            order = spread.argsort(descending=True, stable=True)[: config.latent]
+            basis, spread = basis[order], spread[order, None]
+            kernels = {"forward_kernel": basis / spread, "inverse_kernel": (basis * spread).T}
         for name, value in {**kernels, "spread": spread.view(-1, 1, 1)}.items():
             self.register_buffer(name, value.float().contiguous(), persistent=False)
 
